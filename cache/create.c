@@ -1,0 +1,77 @@
+/* A new store: built beside its place and renamed into it, so that nobody ever sees half of one.
+ *
+ *   1. remove what is left beside the place: a -wal of a file that somebody deleted would be replayed
+ *      into the new one
+ *   2. PATH.new: made with mode 0600, schema, then WAL; closed, which leaves one file
+ *   3. rename to PATH
+ *
+ * All of it under the lock of qn_place_lock(). Switching a file to WAL wants it alone and does not wait
+ * (a busy timeout does not cover it), which is why it is done here, once, on a file that no other
+ * process can have open.
+ */
+#include "cache/db.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+static void remove_beside(const struct qn_place *place, const char *suffix)
+{
+    char *name = qn_place_beside(place, suffix);
+
+    if (name) {
+        unlink(name);
+    }
+    free(name);
+}
+
+/* A rollback journal on a network file system: WAL needs memory that every user of the file shares. */
+static int fill(const struct qn_place *place, const char *name, char *error, size_t error_bytes)
+{
+    sqlite3 *sqlite = NULL;
+    int rc = sqlite3_open_v2(name, &sqlite, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOFOLLOW, NULL);
+
+    if (!rc) {
+        rc = qn_db_script(sqlite, qn_schema_sql);
+    }
+    if (!rc && !place->is_network) {
+        rc = qn_db_script(sqlite, "PRAGMA journal_mode = WAL");
+    }
+    if (rc) {
+        snprintf(error, error_bytes, "cache=%s: cannot be created: %s", place->path,
+                 sqlite ? sqlite3_errmsg(sqlite) : sqlite3_errstr(rc));
+    }
+    int closed = sqlite3_close(sqlite);
+    return rc ? rc : closed;
+}
+
+int qn_db_create(const struct qn_place *place, char *error, size_t error_bytes)
+{
+    static const char *const stale[] = {"-wal",         "-shm",     "-journal", ".new",
+                                        ".new-journal", ".new-wal", ".new-shm"};
+    char *name = qn_place_beside(place, ".new");
+    int rc = SQLITE_NOMEM;
+
+    for (size_t i = 0; i < sizeof stale / sizeof *stale; i++) {
+        remove_beside(place, stale[i]);
+    }
+    int fd = name ? open(name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600) : -1;
+    if (fd >= 0) {
+        close(fd);
+        rc = fill(place, name, error, error_bytes);
+    } else if (name) {
+        rc = qn_place_is_unwritable(errno) ? SQLITE_READONLY : SQLITE_CANTOPEN;
+        snprintf(error, error_bytes, "cache=%s: cannot be created: %m", place->path);
+    }
+    if (!rc && rename(name, place->real)) {
+        rc = SQLITE_IOERR;
+        snprintf(error, error_bytes, "cache=%s: cannot be created: %m", place->path);
+    }
+    if (rc) {
+        remove_beside(place, ".new");
+    }
+    free(name);
+    return rc;
+}

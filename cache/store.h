@@ -1,0 +1,164 @@
+/* The store: one SQLite file that keeps artifacts, tuned configs, trials, misses and leases. It knows
+ * nothing of CUDA, LLVM or families: keys are canonical text, blobs are bytes.
+ *
+ *  - Keys are text, one name=value a line, hashed with XXH3-128. The text is stored and compared on
+ *    a hit, so that a hash collision is a miss.
+ *  - Only qn_store_open() reports a failure that a user must mend. Everywhere else a failure is
+ *    QN_STORE_MISS (reads) or silently not stored (writes), plus a counter (qn_store_counters) and one
+ *    warning through the log hook: a full or read-only disk turns the store memory-only.
+ *  - Threads: a qn_store may be used by any thread; each thread gets its own SQLite connection with
+ *    prepared statements, made on first use and closed with the store (or when the thread ends).
+ *    After fork() the child must not use it.
+ *  - Returned rows own their memory: free with the matching _fini().
+ */
+#ifndef QN_STORE_H
+#define QN_STORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define QN_STORE_SCHEMA 1
+#define QN_KEY_HEX 33 /* 32 digits and the terminator */
+
+enum qn_store_status { QN_STORE_OK = 0, QN_STORE_MISS = 1, QN_STORE_ERROR = -1 };
+
+struct qn_store;
+
+struct qn_store_options {
+    const char *path; /* "" : in memory, for this process only */
+    void (*log)(void *user, int level, const char *line); /* level 1 warn, 2 info, 3 debug; may be NULL */
+    void *user;
+};
+
+/* Opens or creates the file (directory 0700, file 0600; WAL set once, at creation, under the lease of
+ * a lock file beside it). QN_STORE_ERROR with one line in `error` (at least 512 bytes) that names
+ * cache=PATH and what is wrong: a folder, another user's, not readable, not a database, a newer
+ * schema. The file is then left as it was. A file that may be read but not written is opened
+ * read-only, with one warning. */
+int qn_store_open(const struct qn_store_options *options, struct qn_store **store, char *error,
+                  size_t error_bytes);
+void qn_store_close(struct qn_store *store); /* NULL is allowed */
+const char *qn_store_path(const struct qn_store *store);
+int qn_store_is_writable(struct qn_store *store);
+
+/* XXH3-128 of text as 32 hexadecimal digits. */
+void qn_key_hex(const void *text, size_t bytes, char hex[QN_KEY_HEX]);
+
+/* ---- Artifacts ---- */
+
+struct qn_artifact {
+    char key[QN_KEY_HEX];
+    char *text;     /* canonical key text */
+    char *source;   /* what was compiled */
+    char *compiler; /* identity: name, version, build */
+    char *target;   /* "cpu:x86-64-v4+bf16" */
+    char *family;   /* for listings */
+    char *log;      /* the compiler's messages */
+    char *report;   /* backend's resource report, "registers=64 spills=0 ..."; "" if none */
+    void *blob;
+    size_t blob_bytes;
+    double compile_ms;
+    int64_t hits, created, last_use; /* filled in by the store; Unix seconds */
+    int is_pinned;
+};
+void qn_artifact_fini(struct qn_artifact *artifact);
+
+/* The row of key text + compiler. compiler NULL: the newest row of that key text whatever compiled it
+ * (`accept`, if not NULL, is asked about each, newest first: non-zero takes it). The blob's XXH3 is
+ * verified and text compared: a damaged row is set aside (deleted, counted) and is a miss. A hit
+ * counts hits and last use (batched; must not write on the path of every hit). */
+int qn_artifact_find(struct qn_store *store, const char *text, const char *compiler,
+                     int (*accept)(void *user, const struct qn_artifact *artifact), void *user,
+                     struct qn_artifact *artifact);
+/* Insert or replace. Counts one compile. artifact->key is computed here. */
+int qn_artifact_put(struct qn_store *store, const struct qn_artifact *artifact);
+
+/* ---- Tuned configs ---- */
+
+struct qn_tuned {
+    char key[QN_KEY_HEX];
+    char *text;    /* canonical key text: dynamic parameters included */
+    char *group;   /* the text without the dynamic parameters: neighbours share it */
+    char *family;
+    char *variant;
+    char *config;  /* "mr=14,nr=32" */
+    int64_t generation;
+    double time_us, spread_us;
+    int64_t samples;
+    char *digest;     /* of the templates it was measured on */
+    char *toolkit;    /* compiler, driver */
+    char *profile;    /* device profile name */
+    char *provenance; /* free text: version, clocks */
+    int64_t created;
+};
+void qn_tuned_fini(struct qn_tuned *tuned);
+
+/* The winner of the newest generation. */
+int qn_tuned_find(struct qn_store *store, const char *text, struct qn_tuned *tuned);
+/* Insert-or-ignore under (text, generation): the first writer wins, and *winner, if not NULL, is what
+ * is stored afterwards, for every process the same. generation 0: one more than the newest (the
+ * first is 1). */
+int qn_tuned_put(struct qn_store *store, const struct qn_tuned *tuned, struct qn_tuned *winner);
+/* Every newest-generation row of the group, for choosing a neighbour; visit returns non-zero to end. */
+int qn_tuned_each(struct qn_store *store, const char *group,
+                  int (*visit)(void *user, const struct qn_tuned *tuned), void *user);
+
+/* ---- Trials ---- */
+
+struct qn_trial {
+    char *text;    /* tuned key text */
+    char *variant, *config;
+    char *digest;  /* of the templates */
+    char *toolkit;
+    int64_t generation;
+    char *outcome; /* "ok", or why it was rejected */
+    double time_us, spread_us;
+    int64_t samples, created;
+};
+void qn_trial_fini(struct qn_trial *trial);
+int qn_trial_put(struct qn_store *store, const struct qn_trial *trial); /* replaces the same candidate */
+/* Every trial of text and generation. */
+int qn_trial_each(struct qn_store *store, const char *text, int64_t generation,
+                  int (*visit)(void *user, const struct qn_trial *trial), void *user);
+
+/* ---- Misses: specs served by a config that was not tuned ---- */
+
+int qn_miss_put(struct qn_store *store, const char *text, const char *spec_text, const char *family);
+
+/* ---- Leases: do a thing once across processes ---- */
+
+/* One process does the work named `name`; others wait for it. A holder is trusted while its process
+ * lives (pid, start time, boot id and pid namespace all match; from another namespace or host: while
+ * its heartbeat is younger than expiry_s). The caller's own other threads wait for each other too.
+ *   QN_STORE_OK    acquired: look again (somebody may have finished meanwhile), work, release
+ *   QN_STORE_MISS  timed out after timeout_s, or no leases can be had: do the work privately
+ * While held, a heartbeat is refreshed by qn_lease_beat(). */
+struct qn_lease;
+int qn_lease_acquire(struct qn_store *store, const char *name, double timeout_s, double expiry_s,
+                     struct qn_lease **lease);
+void qn_lease_beat(struct qn_lease *lease);
+void qn_lease_release(struct qn_lease *lease); /* NULL is allowed */
+
+/* ---- Meta: small facts, such as a compiler's identity by path, size and mtime ---- */
+
+/* *value is malloc'ed. */
+int qn_meta_find(struct qn_store *store, const char *name, char **value);
+int qn_meta_put(struct qn_store *store, const char *name, const char *value);
+
+/* ---- Inspection ---- */
+
+struct qn_store_counters {
+    int64_t artifacts, tuned, trials, misses_recorded, bytes;
+    int64_t compiles, hits, misses; /* since creation, all processes; this process' are flushed first */
+    int64_t errors, damaged;        /* this process */
+};
+int qn_store_counters(struct qn_store *store, struct qn_store_counters *counters);
+/* Key prefix "" for all. Blobs are not loaded (blob NULL, blob_bytes set). */
+int qn_artifact_each(struct qn_store *store, const char *key_prefix,
+                     int (*visit)(void *user, const struct qn_artifact *artifact), void *user);
+int qn_tuned_list(struct qn_store *store, const char *key_prefix,
+                  int (*visit)(void *user, const struct qn_tuned *tuned), void *user);
+/* Checks the file (PRAGMA quick_check) and every blob; sets damaged rows aside. */
+int qn_store_verify(struct qn_store *store, int64_t *checked, int64_t *damaged);
+
+#endif

@@ -1,0 +1,407 @@
+/* quern: kernels made at run time for your shapes, your dtypes and your processor.
+ *
+ *     #include <quern.h>
+ *     #include <quern/gemm.h>
+ *     #include <stdio.h>
+ *
+ *     int main(void)
+ *     {
+ *         static float a[64 * 256], b[128 * 256], d[64 * 128];
+ *         struct quern_context *ctx;
+ *         struct quern_gemm_spec spec = QUERN_GEMM_SPEC_INIT;
+ *         struct quern_gemm_arrays arrays = { .a = { a }, .b = { b }, .d = { d } };
+ *
+ *         spec.m = 64, spec.n = 128, spec.k = 256;
+ *         int status = quern_context_create(NULL, &ctx);
+ *         if (!status)
+ *             status = quern_gemm(ctx, &spec, &arrays, NULL);
+ *         if (status)
+ *             fprintf(stderr, "%s\n", quern_errmsg(ctx));
+ *         quern_context_destroy(ctx);
+ *         return status != 0;
+ *     }
+ *
+ * The first call of a spec compiles a kernel for its bucket and stores it; later calls, and later
+ * processes, reuse it. Words (family, spec, bucket, config, plan, ...) are those of
+ * docs/ARCHITECTURE.md.
+ *
+ * Read this first
+ *  - A function returns QUERN_OK (0), a positive expected outcome (QUERN_MISS, QUERN_UNSUPPORTED)
+ *    or a negative failure. The text is quern_errmsg(ctx): one line that names the parameter as
+ *    name=value and what is allowed. The library never prints, exits or aborts.
+ *  - Results come back through the last parameter and are written only on success, with one
+ *    exception: quern_context_create(), as sqlite3_open() does it.
+ *  - A context may be used by any number of threads at once; each thread has its own error text.
+ *    quern_context_destroy() needs every other call to have ended. Do not use a context in a forked
+ *    child: create a new one there.
+ *  - Sizes are in elements unless the name says bytes. Strides are in elements.
+ *  - Everything obtained from a context (kernels, families, texts) lives until it is destroyed.
+ */
+#ifndef QUERN_H
+#define QUERN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define QUERN_VERSION "0.1.0"
+#define QUERN_API __attribute__((visibility("default")))
+
+/* ---- Outcomes ------------------------------------------------------------------------------ */
+
+#define QUERN_STATUS_LIST(X)                                                                       \
+    X(OK, 0, "ok")                                                                                 \
+    X(MISS, 1, "nothing stored under this key")                                                    \
+    X(UNSUPPORTED, 2, "no variant serves this spec on this target")                                \
+    X(CHECK_FAILED, 3, "the output differs from the reference")                                    \
+    X(INVALID, -1, "invalid argument")                                                             \
+    X(NO_MEMORY, -2, "out of memory")                                                              \
+    X(NO_COMPILER, -3, "no usable compiler")                                                       \
+    X(COMPILE, -4, "the compiler failed")                                                          \
+    X(LOAD, -5, "an artifact could not be loaded")                                                 \
+    X(DEVICE, -6, "the device failed or is absent")                                                \
+    X(STORE, -7, "the cache cannot be used")                                                       \
+    X(SEALED, -8, "sealed: would have had to compile")                                             \
+    X(IO, -9, "input or output failed")                                                            \
+    X(INTERNAL, -10, "internal error")
+
+enum quern_status {
+#define X(name, value, text) QUERN_##name = value,
+    QUERN_STATUS_LIST(X)
+#undef X
+};
+
+/* "INVALID" and "invalid argument" for -1; "?" for a value outside the list. Static storage. */
+QUERN_API const char *quern_status_name(int status);
+QUERN_API const char *quern_status_text(int status);
+QUERN_API const char *quern_version(void);
+
+/* ---- Data types ---------------------------------------------------------------------------- */
+
+#define QUERN_DTYPE_LIST(X)                                                                        \
+    X(NONE, none, 0)                                                                               \
+    X(F32, f32, 4)                                                                                 \
+    X(BF16, bf16, 2)                                                                               \
+    X(F16, f16, 2)                                                                                 \
+    X(F64, f64, 8)                                                                                 \
+    X(E4M3, e4m3, 1)                                                                               \
+    X(E5M2, e5m2, 1)                                                                               \
+    X(I8, i8, 1)                                                                                   \
+    X(U8, u8, 1)                                                                                   \
+    X(I32, i32, 4)                                                                                 \
+    X(I64, i64, 8)
+
+enum quern_dtype {
+#define X(upper, lower, bytes) QUERN_##upper,
+    QUERN_DTYPE_LIST(X)
+#undef X
+    QUERN_DTYPE_COUNT
+};
+
+QUERN_API const char *quern_dtype_name(int dtype); /* "bf16"; "?" outside the list */
+QUERN_API size_t quern_dtype_bytes(int dtype);     /* 2 for bf16; 0 for none and outside the list */
+
+/* ---- Families and specs -------------------------------------------------------------------- */
+
+#define QUERN_MAX_PARAMS 32
+#define QUERN_MAX_ARRAYS 16
+#define QUERN_MAX_RANK 6
+#define QUERN_MAX_STEPS 8
+
+enum quern_param_class { QUERN_STATIC, QUERN_DYNAMIC, QUERN_HINT, QUERN_SCALAR };
+enum quern_param_kind { QUERN_SIZE, QUERN_CHOICE, QUERN_DTYPE, QUERN_FLAG, QUERN_REAL };
+enum quern_role { QUERN_ABSENT, QUERN_IN, QUERN_OUT, QUERN_INOUT };
+
+#define QUERN_REQUIRED INT64_MIN /* default_value of a parameter that must be given */
+
+struct quern_param {
+    const char *name;
+    enum quern_param_class param_class;
+    enum quern_param_kind kind;
+    const char *domain;    /* CHOICE and DTYPE: the words allowed, blank-separated; else NULL */
+    int64_t minimum;       /* SIZE: the least value */
+    int64_t default_value; /* or QUERN_REQUIRED */
+    const char *doc;
+};
+
+struct quern_array_info {
+    const char *name;
+    const char *role;  /* as an expression of the parameters: "accumulate ? INOUT : OUT" */
+    const char *dtype; /* likewise: "a" is the value of parameter a */
+    const char *shape; /* likewise: "batch, m, k" */
+    const char *doc;
+};
+
+struct quern_family; /* <quern/family.h> */
+
+/* What is asked for: a family and one value for each of its parameters, in the order of its .def.
+ * SIZE: the number; CHOICE: index into the domain; DTYPE: enum quern_dtype; FLAG: 0 or 1;
+ * REAL: the bits of a double (NaN: not given). The generated quern_<family>_spec is the same object
+ * with named fields. */
+struct quern_spec {
+    const struct quern_family *family;
+    int64_t values[QUERN_MAX_PARAMS];
+};
+
+/* One array argument. {pointer} alone is dense (row-major); with rank > 0, strides[0..rank) are in
+ * elements, outermost first; a rank below the family's leaves out leading dimensions of extent 1.
+ * The innermost stride is 1 unless the family says otherwise. size_bytes, where not 0, is what may
+ * be used from data on: a call that would need more is refused. */
+struct quern_array {
+    void *data;
+    size_t size_bytes;
+    int64_t rank;
+    int64_t strides[QUERN_MAX_RANK];
+};
+
+struct quern_shape {
+    int role;  /* enum quern_role for this spec; QUERN_ABSENT: takes no part */
+    int dtype; /* enum quern_dtype */
+    int rank;
+    int64_t dims[QUERN_MAX_RANK];
+};
+
+struct quern_context;
+
+/* Families known to the context: the built-in ones, then those registered. Threads: any. */
+QUERN_API int quern_family_count(struct quern_context *ctx);
+QUERN_API const struct quern_family *quern_family_at(struct quern_context *ctx, int index);
+/* NULL if there is none. */
+QUERN_API const struct quern_family *quern_family_find(struct quern_context *ctx, const char *name);
+
+struct quern_family_description {
+    const char *name, *folder, *doc;
+    const struct quern_param *params;
+    const struct quern_array_info *arrays;
+    int param_count, array_count, variant_count;
+    const char *variants[16];
+};
+QUERN_API void quern_family_describe(const struct quern_family *family,
+                                     struct quern_family_description *description);
+
+/* Register a family made by the caller (see <quern/family.h>). It must outlive the context. INVALID
+ * if its tables are inconsistent or the name is taken. quern_plugin_load() dlopens `path`, calls its
+ * `const struct quern_family *quern_plugin(int index)` for 0, 1, ... until NULL and registers each. */
+QUERN_API int quern_family_register(struct quern_context *ctx, const struct quern_family *family);
+QUERN_API int quern_plugin_load(struct quern_context *ctx, const char *path);
+
+/* Defaults of family `name`; required sizes are left QUERN_REQUIRED. */
+QUERN_API int quern_spec_init(struct quern_context *ctx, const char *name, struct quern_spec *spec);
+/* Set one parameter from text ("512", "bf16", "nt"). INVALID names it and what is allowed. */
+QUERN_API int quern_spec_set(struct quern_context *ctx, struct quern_spec *spec, const char *name,
+                             const char *value);
+/* "gemm m=512 n=4096 k=14336 a=bf16" and back. Text is canonical: every parameter, in .def order. */
+QUERN_API int quern_spec_parse(struct quern_context *ctx, const char *text,
+                               struct quern_spec *spec);
+/* Writes at most `size` bytes, always terminated; returns the full length, as snprintf does. */
+QUERN_API int quern_spec_text(const struct quern_spec *spec, char *text, size_t size);
+/* Domains, then the family's own rules; also that every array's byte count fits 63 bits. */
+QUERN_API int quern_spec_validate(struct quern_context *ctx, const struct quern_spec *spec);
+/* Role, dtype and shape of array `index` under this spec. */
+QUERN_API int quern_spec_shape(struct quern_context *ctx, const struct quern_spec *spec, int index,
+                               struct quern_shape *shape);
+
+/* ---- Context ------------------------------------------------------------------------------- */
+
+enum quern_log_level { QUERN_LOG_OFF, QUERN_LOG_WARN, QUERN_LOG_INFO, QUERN_LOG_DEBUG };
+
+/* NULL and 0 mean: the environment variable in brackets, else the default. The environment is read
+ * once, here. */
+struct quern_options {
+    size_t size;           /* sizeof(struct quern_options) */
+    const char *cache;     /* file [QUERN_CACHE, else ~/.cache/quern/quern.db]; "" = memory only */
+    const char *device;    /* "cpu", "cuda", "cuda:N" [cuda if usable, else cpu] */
+    const char *mode;      /* "normal", "sealed" [QUERN_MODE]: sealed never compiles or tunes */
+    const char *clang;     /* compiler [QUERN_CLANG, else clang-19, else clang on PATH] */
+    const char *templates; /* directory used instead of the embedded ones [QUERN_TEMPLATES] */
+    const char *profile;   /* name of a device profile to plan for [the device's own] */
+    const char *dump;      /* stage letters to log at debug level, as docs/CLI.md lists them */
+    int threads;           /* threads that execute a CPU grid [OMP_NUM_THREADS, else all] */
+    int log_level;         /* enum quern_log_level [QUERN_LOG=off|warn|info|debug, else warn] */
+    void (*log)(void *user, int level, const char *line); /* NULL: nothing is said */
+    /* Memory for workspaces and tuning buffers, 256-byte aligned; NULL: the backend's own. */
+    void *(*alloc)(size_t bytes, int device, void *stream, void *user);
+    void (*free)(void *data, size_t bytes, int device, void *stream, void *user);
+    void *user;
+};
+#define QUERN_OPTIONS_INIT { .size = sizeof(struct quern_options) }
+
+/* options may be NULL. Opens the cache and finds the device; loads no compiler. On failure *ctx is
+ * still set (unless memory ran out: NULL) and good for quern_errmsg() and destroy only. */
+QUERN_API int quern_context_create(const struct quern_options *options, struct quern_context **ctx);
+QUERN_API void quern_context_destroy(struct quern_context *ctx); /* NULL is allowed */
+/* Text of the calling thread's last failure on ctx; "" if none; valid until its next call. */
+QUERN_API const char *quern_errmsg(struct quern_context *ctx);
+
+/* Facts about the machine, one call of `fact` each: section is "cpu", "cuda" or "cache"; a backend
+ * that cannot be used has "usable" = "no" and a "reason" that says how to get it. */
+QUERN_API int quern_doctor(struct quern_context *ctx,
+                           void (*fact)(void *user, const char *section, const char *name,
+                                        const char *value),
+                           void *user);
+
+/* Memory of the context's device. Copies are synchronous; either side may be host memory. */
+QUERN_API int quern_memory_alloc(struct quern_context *ctx, size_t bytes, void **data);
+QUERN_API void quern_memory_free(struct quern_context *ctx, void *data, size_t bytes);
+QUERN_API int quern_memory_copy(struct quern_context *ctx, void *to, const void *from,
+                                size_t bytes);
+
+/* ---- Kernels ------------------------------------------------------------------------------- */
+
+/* What to build. Only spec must be set. arrays (array_count of the family, or NULL) give alignment:
+ * without them every array counts as 16-byte aligned and dense. */
+struct quern_request {
+    size_t size;
+    const struct quern_spec *spec;
+    const struct quern_array *arrays;
+    const char *variant; /* only this variant; NULL: any */
+    const char *config;  /* exactly these choices, "bm=64,bn=128"; NULL: tuned, neighbour, heuristic */
+    const char *target;  /* for quern_build() and quern_generate(): "cpu:x86-64-v3", "sm_90a" */
+};
+#define QUERN_REQUEST_INIT { .size = sizeof(struct quern_request) }
+
+enum quern_config_from {
+    QUERN_CONFIG_GIVEN,
+    QUERN_CONFIG_TUNED,
+    QUERN_CONFIG_NEIGHBOUR,
+    QUERN_CONFIG_HEURISTIC
+};
+enum quern_artifact_from { QUERN_FROM_MEMORY, QUERN_FROM_DISK, QUERN_FROM_COMPILER };
+
+struct quern_step_report {
+    char name[32];
+    int from; /* enum quern_artifact_from */
+    double compile_ms, load_ms;
+    int registers, spills; /* -1: not reported (CPU) */
+    int64_t shared_bytes;
+};
+
+struct quern_report {
+    char variant[64], target[96], bucket[512], config[512];
+    int config_from; /* enum quern_config_from */
+    int artifact;    /* enum quern_artifact_from: the slowest of the steps */
+    int step_count;
+    struct quern_step_report steps[QUERN_MAX_STEPS];
+    double first_call_ms; /* this preparation: key, look-up, compile, load */
+    int64_t workspace_bytes;
+};
+
+struct quern_kernel; /* a plan, compiled and loaded; owned by the context; any thread may use it */
+
+/* The kernel for the spec's bucket on the context's device: from memory, else the store, else
+ * compiled. Never tunes. SEALED names the missing key. */
+QUERN_API int quern_prepare(struct quern_context *ctx, const struct quern_request *request,
+                            struct quern_kernel **kernel);
+/* How the kernel came about. */
+QUERN_API void quern_kernel_report(const struct quern_kernel *kernel, struct quern_report *report);
+/* An upper bound, in bytes, for every spec of the kernel's bucket. */
+QUERN_API size_t quern_kernel_workspace(const struct quern_kernel *kernel);
+
+/* How a call runs. stream: the device's stream (CPU: NULL). workspace: at least
+ * quern_kernel_workspace() bytes, 256-byte aligned, not shared with a concurrent call; NULL: taken
+ * from the allocator hook. */
+struct quern_call {
+    void *stream;
+    void *workspace;
+    size_t workspace_bytes;
+};
+
+/* Launch on arrays (one entry for each of the family's; {NULL} for absent ones). spec must be in the
+ * kernel's bucket. The CPU runs it before returning; elsewhere it is ordered by the stream. No
+ * lock, string or getenv; no allocation when call->workspace is given or none is needed. */
+QUERN_API int quern_launch(struct quern_context *ctx, struct quern_kernel *kernel,
+                           const struct quern_spec *spec, const struct quern_array *arrays,
+                           const struct quern_call *call);
+/* Prepare once a bucket, then launch: what the generated quern_<family>() calls. */
+QUERN_API int quern_run(struct quern_context *ctx, const struct quern_spec *spec,
+                        const struct quern_array *arrays, const struct quern_call *call);
+/* The kernel that quern_run() would use now, through the same cache; at most 200 ns when warm. */
+QUERN_API int quern_dispatch(struct quern_context *ctx, const struct quern_spec *spec,
+                             const struct quern_array *arrays, struct quern_kernel **kernel);
+
+/* Compile into the store for request->target, which need not be here. */
+QUERN_API int quern_build(struct quern_context *ctx, const struct quern_request *request,
+                          struct quern_report *report);
+/* The source of every distinct artifact, as the compiler receives it. quern_text_free() it. */
+QUERN_API int quern_generate(struct quern_context *ctx, const struct quern_request *request,
+                             char **text);
+QUERN_API void quern_text_free(char *text);
+
+/* ---- Inputs, checks, timing, tuning -------------------------------------------------------- */
+
+/* Valid random contents for array `index`, dense, in host memory, as the family defines them. */
+QUERN_API int quern_fill(struct quern_context *ctx, const struct quern_spec *spec, int index,
+                         uint64_t seed, void *data);
+
+struct quern_check {
+    int ok;
+    double rel_err; /* ||out - ref|| / ||ref|| against the float64 reference */
+    double row_err; /* the worst row's, over that row's norm */
+    double tol;     /* bound of rel_err; row_err may be four times that */
+    double covered; /* share of the output compared element by element */
+    uint64_t seed;
+    char why[256]; /* "" when ok */
+};
+
+/* Poison the outputs, launch once, compare with the reference. The outputs are left as a call leaves
+ * them. Returns QUERN_OK also when check->ok is 0. */
+QUERN_API int quern_verify(struct quern_context *ctx, struct quern_kernel *kernel,
+                           const struct quern_spec *spec, const struct quern_array *arrays,
+                           uint64_t seed, struct quern_check *check);
+
+struct quern_time {
+    double median_us, spread_us; /* spread: median absolute deviation */
+    int64_t samples;
+    double flops, bytes; /* of one call, by the family's cost function */
+};
+/* Time `iterations` calls with restore-value: every array comes back bit for bit. */
+QUERN_API int quern_measure(struct quern_context *ctx, struct quern_kernel *kernel,
+                            const struct quern_spec *spec, const struct quern_array *arrays,
+                            int iterations, struct quern_time *result);
+
+struct quern_tune_progress {
+    int done, total, failed;
+    double seconds, best_us;
+    const char *variant, *config, *outcome; /* outcome: "ok" or why the candidate was rejected */
+};
+
+struct quern_tune_options {
+    size_t size;
+    double budget_s;      /* 0: none */
+    int max_configs;      /* 0: all candidates */
+    int force;            /* tune again although a winner is stored: a new generation */
+    int jobs;             /* compile jobs; 0: one a core */
+    size_t memory_bytes;  /* for private buffers; 0: a quarter of the free memory */
+    uint64_t seed;
+    int (*progress)(void *user, const struct quern_tune_progress *progress); /* non-zero stops */
+    void *user;
+};
+#define QUERN_TUNE_OPTIONS_INIT { .size = sizeof(struct quern_tune_options) }
+
+struct quern_tune_entry {
+    char variant[64], config[512];
+    double time_us, spread_us;
+};
+
+struct quern_tune_result {
+    char bucket[512];
+    int candidates, failed;
+    struct quern_tune_entry best, heuristic;
+    double speedup, seconds;
+    int64_t scratch_bytes;
+    int is_reused; /* a stored winner was returned; nothing was measured */
+};
+
+/* Find the best config of the request's bucket and store it. request->arrays, when given, are read
+ * and come back bit for bit; else the family's inputs are drawn. request->variant restricts the
+ * search. Needs request->config NULL. */
+QUERN_API int quern_tune(struct quern_context *ctx, const struct quern_request *request,
+                         const struct quern_tune_options *options, struct quern_tune_result *result);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

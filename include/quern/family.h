@@ -1,0 +1,261 @@
+/* What the author of a family sees: one const struct quern_family, its variants, and the types that
+ * their functions take. docs/ADDING_A_FAMILY.md walks through templates/copy, the smallest one.
+ *
+ * A family's .c defines QUERN_DEF as the name of its .def, includes <quern/family_def.h>, which
+ * expands that list into the tables below, writes the functions, and ends with one object
+ *
+ *     const struct quern_family quern_family_copy = { QUERN_FAMILY_TABLES(copy), .validate = ... };
+ *
+ * Requirements on every function here: pure (no globals, no allocation, no I/O), callable from any
+ * thread, deterministic. bind() is on the path of every call: arithmetic only.
+ *
+ * Where a function may refuse, it returns quern_refuse(why, "n=%lld: must be ...", n): the text
+ * names the parameter as name=value and says what is allowed.
+ */
+#ifndef QUERN_FAMILY_H
+#define QUERN_FAMILY_H
+
+#include <quern.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define QUERN_FAMILY_ABI 1
+#define QUERN_MAX_KNOBS 32
+#define QUERN_MAX_DEFINES 64
+#define QUERN_MAX_RANGES 64
+#define QUERN_ARGS_BYTES 1024
+#define QUERN_SIZE_MAX (INT64_C(1) << 40) /* no SIZE parameter may exceed it */
+
+/* Why something was refused: one line. */
+struct quern_message {
+    char text[512];
+};
+/* Writes the line and returns QUERN_INVALID. */
+QUERN_API int quern_refuse(struct quern_message *why, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+
+/* ---- Where a kernel is to run -------------------------------------------------------------- */
+
+enum quern_device_kind { QUERN_CPU, QUERN_CUDA };
+
+enum quern_cpu_feature {
+    QUERN_CPU_BF16 = 1, /* AVX512_BF16 */
+    QUERN_CPU_VNNI = 2, /* AVX512_VNNI */
+    QUERN_CPU_AMX = 4   /* AMX-TILE, AMX-BF16, AMX-INT8 */
+};
+
+/* An instruction set: what the compiler is told. No count of anything is part of it. */
+struct quern_target {
+    enum quern_device_kind kind;
+    int cpu_arch;     /* CPU: 0 x86-64, 1 aarch64 */
+    int cpu_level;    /* CPU x86-64: 1 to 4, as in x86-64-v3 */
+    int cpu_features; /* CPU: enum quern_cpu_feature, or-ed */
+    int sm;           /* CUDA: 80, 90, ... */
+    char sm_suffix;   /* CUDA: 'a' for architecture-specific code, else 0 */
+};
+
+/* What choices depend on beyond the target. Zero: unknown. */
+struct quern_profile {
+    char name[96];
+    int cores;          /* CPU: threads that execute a grid; CUDA: SMs */
+    int64_t l1_bytes;   /* CPU: data cache of a core; CUDA: shared memory a block may have */
+    int64_t l2_bytes;   /* CPU: of a core; CUDA: of the device */
+    int64_t l3_bytes;   /* CPU: of the package */
+    double memory_gbps; /* sustained read + write */
+};
+
+/* A spec's bucket on a place: what variants decide from. */
+struct quern_problem {
+    const struct quern_spec *bucket;
+    const struct quern_target *target;
+    const struct quern_profile *profile;
+    const uint8_t *alignment; /* of each array's base and strides in bytes: 16, 8, 4, 2 or 1 */
+};
+
+/* ---- A plan: what to compile and run ------------------------------------------------------- */
+
+enum quern_step_kind { QUERN_STEP_KERNEL, QUERN_STEP_MEMSET };
+
+struct quern_define {
+    char name[32];
+    char value[32];
+};
+
+struct quern_step {
+    enum quern_step_kind kind;
+    char name[32];      /* "pack_b" */
+    char source[64];    /* template below templates/: "gemm/gemm_cpu.c" */
+    char entry[64];     /* function in it. Steps with equal source and defines share one artifact */
+    int define_count;
+    struct quern_define defines[QUERN_MAX_DEFINES];
+    uint32_t threads[3];   /* CUDA: block dimensions */
+    uint32_t cluster[3];   /* CUDA: 0: none */
+    uint32_t shared_bytes; /* CUDA: dynamic shared memory */
+};
+
+struct quern_plan {
+    int step_count;
+    struct quern_step steps[QUERN_MAX_STEPS];
+    int64_t workspace_bytes; /* upper bound over the bucket */
+};
+
+/* Append a step and return it (never NULL: past QUERN_MAX_STEPS the plan is refused as a whole). */
+QUERN_API struct quern_step *quern_plan_kernel(struct quern_plan *plan, const char *name,
+                                               const char *source, const char *entry);
+QUERN_API struct quern_step *quern_plan_memset(struct quern_plan *plan, const char *name);
+/* `#define name value` ahead of the template's text. */
+QUERN_API void quern_step_define(struct quern_step *step, const char *name, int64_t value);
+QUERN_API void quern_step_define_text(struct quern_step *step, const char *name, const char *value);
+/* Every knob of the variant as a define of its upper-cased name ("state.bv" gives STATE_BV). */
+struct quern_variant;
+QUERN_API void quern_step_define_config(struct quern_step *step,
+                                        const struct quern_variant *variant,
+                                        const int32_t *config);
+
+/* ---- A launch: a plan made concrete for one call ------------------------------------------- */
+
+struct quern_step_launch {
+    uint32_t grid[3];    /* any 0: the step is skipped. CPU: a block is entry(args, x, y, z) */
+    uint32_t args_bytes; /* CUDA: args is the kernel's single by-value parameter */
+    void *memset_data;   /* QUERN_STEP_MEMSET: what is set to zero, and how much */
+    int64_t memset_bytes;
+    _Alignas(64) unsigned char args[QUERN_ARGS_BYTES];
+};
+
+struct quern_launch {
+    struct quern_step_launch steps[QUERN_MAX_STEPS];
+};
+
+/* What bind() starts from. arrays have rank and strides filled in, absent ones data NULL. */
+struct quern_binding {
+    const struct quern_spec *spec; /* the real sizes */
+    const struct quern_array *arrays;
+    const struct quern_profile *profile;
+    const int32_t *config;
+    void *workspace; /* plan.workspace_bytes, 256-byte aligned */
+};
+
+/* Copy a step's argument struct and set its grid. */
+#define QUERN_BIND(step_launch, args_struct, x, y, z)                                              \
+    do {                                                                                           \
+        _Static_assert(sizeof(args_struct) <= QUERN_ARGS_BYTES, "arguments too large");            \
+        __builtin_memcpy((step_launch)->args, &(args_struct), sizeof(args_struct));                \
+        (step_launch)->args_bytes = sizeof(args_struct);                                           \
+        (step_launch)->grid[0] = (uint32_t)(x);                                                    \
+        (step_launch)->grid[1] = (uint32_t)(y);                                                    \
+        (step_launch)->grid[2] = (uint32_t)(z);                                                    \
+    } while (0)
+
+/* ---- Variants ------------------------------------------------------------------------------ */
+
+/* A tuned integer. minimum and maximum bound what may be read back from disk before legal() looks. */
+struct quern_knob {
+    const char *name;
+    int32_t minimum, maximum;
+    const char *doc;
+};
+
+struct quern_variant {
+    const char *name; /* "gemm_cpu" */
+    const char *doc;
+    enum quern_device_kind device;
+    const struct quern_knob *knobs;
+    int knob_count;
+    int is_nondeterministic; /* repeated runs may differ in rounding (atomics) */
+
+    /* Non-zero if it can serve the problem at all (target, dtypes, alignment). */
+    int (*supports)(const struct quern_problem *problem);
+    /* 0, or why this config may not run the problem. Called before anything is built from a config,
+     * whoever made it; values are within the knobs' bounds. NULL: bounds suffice. */
+    int (*legal)(const struct quern_problem *problem, const int32_t *config,
+                 struct quern_message *why);
+    /* The best guess without measuring; always legal. */
+    void (*heuristic)(const struct quern_problem *problem, int32_t *config);
+    /* Up to `max` configs to try, most promising first; returns how many. Illegal ones and repeats
+     * are dropped by the caller. NULL: the heuristic's only. */
+    int (*candidates)(const struct quern_problem *problem, int32_t (*configs)[QUERN_MAX_KNOBS],
+                      int max);
+    void (*plan)(const struct quern_problem *problem, const int32_t *config,
+                 struct quern_plan *plan);
+    /* Fills launch->steps[i] for every step of the plan, in the plan's order. */
+    void (*bind)(const struct quern_binding *binding, struct quern_launch *launch);
+};
+
+/* ---- The family ---------------------------------------------------------------------------- */
+
+struct quern_range {
+    int64_t begin, end; /* bytes from the array's data */
+};
+
+struct quern_cost {
+    double flops, bytes; /* the least a call must do: each input read, each output written once */
+};
+
+/* Device source that a family registered at run time brings along: found before the embedded ones. */
+struct quern_source {
+    const char *path; /* as a step and an #include name it: "scale/scale_cpu.c" */
+    const char *text;
+};
+
+struct quern_ref; /* one reference evaluation; see below */
+
+struct quern_family {
+    int abi; /* QUERN_FAMILY_ABI */
+    const char *name, *folder, *doc;
+    const struct quern_param *params;
+    int param_count;
+    const struct quern_array_info *arrays;
+    int array_count;
+    /* From the .def: role, dtype and dims of array `index`. */
+    void (*shape)(const struct quern_spec *spec, int index, struct quern_shape *shape);
+
+    const struct quern_variant *const *variants; /* NULL-terminated, preferred first */
+    const struct quern_source *sources; /* ends with {NULL, NULL}; NULL for built-in families */
+
+    /* Rules beyond the domains. NULL: none. */
+    int (*validate)(const struct quern_spec *spec, struct quern_message *why);
+    /* Round the DYNAMIC and HINT parameters of *bucket (a copy of the spec) up in place; idempotent
+     * and monotone. NULL: each to the next power of two. */
+    void (*bucket)(struct quern_spec *bucket);
+    /* The byte ranges of array `index` that a call reads or writes, at most QUERN_MAX_RANGES, sorted
+     * and disjoint. host[i] is a host copy of integer array i, else NULL. Returns the count. NULL:
+     * what shape and strides span. For pools of which a call uses a few slots. */
+    int (*touched)(const struct quern_spec *spec, const struct quern_array *arrays,
+                   const void *const *host, int index, struct quern_range *ranges);
+    /* Valid random contents of array `index`, dense, in host memory. Returns 0 to have the default
+     * drawn: floats uniform in [-1, 1), integers in [0, 2). NULL: the default for all. */
+    int (*inputs)(const struct quern_spec *spec, int index, uint64_t seed, void *data);
+    /* The reference computes the output in independent units (a row, a query row, a head). */
+    int64_t (*units)(const struct quern_spec *spec);
+    void (*reference)(struct quern_ref *ref, int64_t unit);
+    /* Bound on ||out - ref|| / ||ref|| for array `index`. */
+    double (*tolerance)(const struct quern_spec *spec, int index);
+    void (*cost)(const struct quern_spec *spec, struct quern_cost *cost);
+    /* A check of the whole output that is cheaper than the reference: its relative error. NULL: none
+     * exists. */
+    double (*linear_check)(struct quern_ref *ref, uint64_t seed);
+};
+
+/* ---- For reference() ----------------------------------------------------------------------- */
+
+/* Arrays are addressed by their index in the .def and by dense row-major element offsets, whatever
+ * their strides. Values are float64 of the same rounded inputs that the kernel saw. */
+QUERN_API const struct quern_spec *quern_ref_spec(const struct quern_ref *ref);
+/* `count` consecutive elements from `first`, as they were before the call. */
+QUERN_API void quern_ref_read(struct quern_ref *ref, int index, int64_t first, int64_t count,
+                              double *values);
+/* The same of an output after the call; for linear_check(). */
+QUERN_API void quern_ref_actual(struct quern_ref *ref, int index, int64_t first, int64_t count,
+                                double *values);
+/* What output `index` must hold: `count` elements from `first`, one row of the error bound. */
+QUERN_API void quern_ref_expect(struct quern_ref *ref, int index, int64_t first, int64_t count,
+                                const double *values);
+/* Memory for `count` doubles, zeroed, until the unit ends. */
+QUERN_API double *quern_ref_scratch(struct quern_ref *ref, int64_t count);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,478 @@
+/* The pipeline, from a bucket to a loaded kernel. qn_build() is all of it:
+ *
+ *     bucket --choose--> variant + config --plan--> steps --emit--> units of source + keys
+ *                                                                    |
+ *        kernel <--load-- modules <-- artifacts <-- store: hit ------+
+ *                                         ^                          | miss
+ *                                         +----- compile, put <------+  under the key's lease
+ *
+ * A unit is a distinct (source, defines); steps that share one share its artifact. Everything a
+ * build owns hangs on struct build and is released in one place. Letters of --dump: b bucket,
+ * c config, p plan, e emitted source, k keys, a artifacts.
+ */
+#include "jit/build.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "jit/plan.h"
+#include "jit/target.h"
+#include "jit/text.h"
+
+#define COMPILE_TIMEOUT_S 120.0
+#define LEASE_TIMEOUT_S 150.0
+#define LEASE_EXPIRY_S 30.0
+
+struct build {
+    struct quern_context *ctx;
+    const struct qn_build_request *request;
+    char options[512];
+    char compiler[256]; /* identity; "" when there is none or sealed: any stored row will do */
+    struct quern_message no_compiler;
+    struct qn_unit units[QUERN_MAX_STEPS];
+    int unit_count;
+    int unit_of[QUERN_MAX_STEPS]; /* step -> unit, -1 for a memset */
+    struct qn_artifact artifacts[QUERN_MAX_STEPS];
+    enum quern_artifact_from from[QUERN_MAX_STEPS];
+    double compile_ms[QUERN_MAX_STEPS];
+    struct quern_kernel *kernel;
+    char *log; /* the compiler's, after a failure */
+};
+
+/* ---- Plan ---------------------------------------------------------------------------------- */
+
+static void report_choice(struct build *build, const struct qn_choice *choice)
+{
+    struct quern_report *report = &build->kernel->report;
+    snprintf(report->variant, sizeof(report->variant), "%s", choice->variant->name);
+    qn_target_format(build->request->target, report->target, sizeof(report->target));
+    quern_spec_text(&build->request->bucket->spec, report->bucket, sizeof(report->bucket));
+    qn_config_text(choice->variant, choice->config, report->config, sizeof(report->config));
+    report->config_from = choice->from;
+    if (qn_is_dumped(build->ctx, 'b'))
+        qn_log(build->ctx, QUERN_LOG_DEBUG, "bucket: %s", report->bucket);
+    if (qn_is_dumped(build->ctx, 'c'))
+        qn_log(build->ctx, QUERN_LOG_DEBUG, "config: %s %s", report->variant, report->config);
+}
+
+static void dump_plan(struct build *build)
+{
+    const struct quern_plan *plan = build->kernel->plan;
+    if (!qn_is_dumped(build->ctx, 'p'))
+        return;
+    qn_log(build->ctx, QUERN_LOG_DEBUG, "plan: %d steps, workspace %lld bytes", plan->step_count,
+           (long long)plan->workspace_bytes);
+    for (int i = 0; i < plan->step_count; i++)
+        qn_log(build->ctx, QUERN_LOG_DEBUG, "plan: step %d %s %s:%s", i, plan->steps[i].name,
+               plan->steps[i].source, plan->steps[i].entry);
+}
+
+static int stage_plan(struct build *build, const struct qn_choice *choice)
+{
+    struct quern_kernel *kernel = build->kernel;
+    const struct qn_build_request *request = build->request;
+    const struct quern_problem problem = { &request->bucket->spec, request->target,
+                                           request->profile, request->bucket->alignment };
+    struct quern_message why;
+
+    kernel->family = request->bucket->spec.family;
+    kernel->variant = choice->variant;
+    kernel->bucket = *request->bucket;
+    memcpy(kernel->config, choice->config, sizeof(kernel->config));
+    report_choice(build, choice);
+    choice->variant->plan(&problem, choice->config, kernel->plan);
+    if (qn_plan_check(kernel->plan, choice->variant->name, &why))
+        return qn_fail_why(build->ctx, QUERN_INTERNAL, &why);
+    kernel->report.workspace_bytes = kernel->plan->workspace_bytes;
+    dump_plan(build);
+    return QUERN_OK;
+}
+
+/* ---- Emit ---------------------------------------------------------------------------------- */
+
+/* Of the template text alone, without defines: what a tuned row remembers as its template. */
+static int digest_templates(struct build *build)
+{
+    char hexes[QUERN_MAX_STEPS * QN_KEY_HEX] = "", hex[QN_KEY_HEX];
+    for (int u = 0; u < build->unit_count; u++) {
+        const struct qn_unit *unit = &build->units[u];
+        qn_key_hex(unit->source + unit->body, unit->source_bytes - unit->body, hex);
+        strcat(hexes, hex);
+    }
+    qn_key_hex(hexes, strlen(hexes), hex);
+    build->kernel->digest = strdup(hex);
+    return build->kernel->digest ? QUERN_OK : qn_fail(build->ctx, QUERN_NO_MEMORY, "out of memory");
+}
+
+static int stage_emit(struct build *build)
+{
+    struct quern_kernel *kernel = build->kernel;
+    build->ctx->backend->options(build->request->target, build->options, sizeof(build->options));
+    QN_TRY(qn_emit(build->ctx, kernel->family, kernel->plan, build->request->target, build->options,
+                   build->units, &build->unit_count, build->unit_of));
+    for (int u = 0; u < build->unit_count; u++) {
+        if (qn_is_dumped(build->ctx, 'e'))
+            qn_log(build->ctx, QUERN_LOG_DEBUG, "source of step %s: %zu bytes (quern gen shows it)",
+                   kernel->plan->steps[build->units[u].first_step].name,
+                   build->units[u].source_bytes);
+        if (qn_is_dumped(build->ctx, 'k'))
+            qn_log(build->ctx, QUERN_LOG_DEBUG, "key:\n%s", build->units[u].key_text);
+    }
+    return digest_templates(build);
+}
+
+/* ---- Artifacts ----------------------------------------------------------------------------- */
+
+static int accept_any(void *user, const struct qn_artifact *artifact)
+{
+    struct build *build = user;
+    struct quern_target target;
+    struct quern_message why;
+    return !qn_target_parse(artifact->target, &target, &why) &&
+           !build->ctx->backend->accepts(build->ctx->device, &target, &why);
+}
+
+/* The local compiler's row; without a compiler, or sealed, the newest that runs here. */
+static int find_artifact(struct build *build, int u)
+{
+    bool is_any = !build->compiler[0];
+    bool must_run = is_any && build->request->is_loaded;
+    return qn_artifact_find(build->ctx->store, build->units[u].key_text,
+                            is_any ? NULL : build->compiler, must_run ? accept_any : NULL, build,
+                            &build->artifacts[u]);
+}
+
+static int fail_sealed(struct build *build, int u)
+{
+    char hex[QN_KEY_HEX];
+    qn_key_hex(build->units[u].key_text, strlen(build->units[u].key_text), hex);
+    return qn_fail(build->ctx, QUERN_SEALED,
+                   "mode=sealed: artifact %s (%s, step %s, config %s %s) is not in cache=%s", hex,
+                   build->kernel->report.bucket,
+                   build->kernel->plan->steps[build->units[u].first_step].name,
+                   build->kernel->report.variant, build->kernel->report.config,
+                   qn_store_path(build->ctx->store));
+}
+
+static char *text_dup(const char *text)
+{
+    return strdup(text ? text : "");
+}
+
+/* Compile unit u and store it; the artifact then owns the blob. */
+static int compile_artifact(struct build *build, int u)
+{
+    struct quern_context *ctx = build->ctx;
+    struct qn_unit *unit = &build->units[u];
+    struct qn_artifact *artifact = &build->artifacts[u];
+    const struct qn_compile_request request = { unit->source, unit->source_bytes,
+                                                build->request->target, build->options,
+                                                COMPILE_TIMEOUT_S };
+    struct qn_compile_result result = { 0 };
+    struct quern_message why;
+    double start = qn_now_ms();
+    int status = ctx->backend->compile(ctx->device, &request, &result, &why);
+    if (status) {
+        free(build->log);
+        build->log = result.log;
+        result.log = NULL;
+        qn_compile_result_fini(&result);
+        return qn_fail_why(ctx, status, &why);
+    }
+    build->compile_ms[u] = qn_now_ms() - start;
+    *artifact = (struct qn_artifact){
+        .text = text_dup(unit->key_text),
+        .source = text_dup(unit->source),
+        .compiler = text_dup(build->compiler),
+        .target = text_dup(build->kernel->report.target),
+        .family = text_dup(build->kernel->family->name),
+        .log = result.log,
+        .report = result.report,
+        .blob = result.blob,
+        .blob_bytes = result.blob_bytes,
+        .compile_ms = build->compile_ms[u],
+    };
+    if (!artifact->text || !artifact->source || !artifact->compiler || !artifact->target ||
+        !artifact->family)
+        return qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
+    qn_artifact_put(ctx->store, artifact);
+    build->from[u] = QUERN_FROM_COMPILER;
+    qn_log(ctx, QUERN_LOG_INFO, "compiled %s step %s (%s) in %.1f ms", build->kernel->family->name,
+           build->kernel->plan->steps[unit->first_step].name, build->kernel->report.config,
+           build->compile_ms[u]);
+    return QUERN_OK;
+}
+
+/* Once across processes: the holder of the key's lease compiles, the others find its row. */
+static int get_artifact(struct build *build, int u)
+{
+    struct qn_lease *lease = NULL;
+    char hex[QN_KEY_HEX], name[64];
+    int status = QUERN_OK;
+
+    build->from[u] = QUERN_FROM_DISK;
+    if (find_artifact(build, u) == QN_STORE_OK)
+        return QUERN_OK;
+    if (build->ctx->is_sealed)
+        return fail_sealed(build, u);
+    if (!build->compiler[0])
+        return qn_fail_why(build->ctx, QUERN_NO_COMPILER, &build->no_compiler);
+    qn_key_hex(build->units[u].key_text, strlen(build->units[u].key_text), hex);
+    snprintf(name, sizeof(name), "compile %s", hex);
+    int waited = qn_lease_acquire(build->ctx->store, name, LEASE_TIMEOUT_S, LEASE_EXPIRY_S, &lease);
+    if (waited != QN_STORE_OK || find_artifact(build, u) != QN_STORE_OK)
+        status = compile_artifact(build, u);
+    qn_lease_release(lease);
+    return status;
+}
+
+static int stage_artifacts(struct build *build)
+{
+    struct quern_context *ctx = build->ctx;
+    if (!ctx->is_sealed && ctx->backend->compiler(ctx->device, build->compiler,
+                                                  sizeof(build->compiler), &build->no_compiler))
+        build->compiler[0] = '\0';
+    for (int u = 0; u < build->unit_count; u++)
+        QN_TRY(get_artifact(build, u));
+    return QUERN_OK;
+}
+
+/* ---- Load ---------------------------------------------------------------------------------- */
+
+static int load_unit(struct build *build, int u, double *load_ms)
+{
+    struct quern_message why;
+    double start = qn_now_ms();
+    int status = build->ctx->backend->load(build->ctx->device, build->request->target,
+                                           build->artifacts[u].blob, build->artifacts[u].blob_bytes,
+                                           &build->kernel->modules[u], &why);
+    *load_ms = qn_now_ms() - start;
+    return status ? qn_fail_why(build->ctx, status, &why) : QUERN_OK;
+}
+
+static int stage_load(struct build *build, double load_ms[QUERN_MAX_STEPS])
+{
+    struct quern_kernel *kernel = build->kernel;
+    struct quern_message why;
+    for (int u = 0; u < build->unit_count; u++)
+        QN_TRY(load_unit(build, u, &load_ms[u]));
+    for (int i = 0; i < kernel->plan->step_count; i++) {
+        if (build->unit_of[i] < 0)
+            continue;
+        int status = build->ctx->backend->function(
+            build->ctx->device, kernel->modules[build->unit_of[i]], kernel->plan->steps[i].entry,
+            &kernel->functions[i], &why);
+        if (status)
+            return qn_fail_why(build->ctx, status, &why);
+    }
+    return QUERN_OK;
+}
+
+/* "registers=64 spills=0 shared=1024": the number behind name, or `missing`. */
+static int64_t report_number(const char *report, const char *name, int64_t missing)
+{
+    const char *found = report ? strstr(report, name) : NULL;
+    return found ? strtoll(found + strlen(name), NULL, 10) : missing;
+}
+
+static void report_steps(struct build *build, const double load_ms[QUERN_MAX_STEPS])
+{
+    struct quern_report *report = &build->kernel->report;
+    const struct quern_plan *plan = build->kernel->plan;
+    report->artifact = QUERN_FROM_MEMORY;
+    report->step_count = plan->step_count;
+    for (int i = 0; i < plan->step_count; i++) {
+        struct quern_step_report *step = &report->steps[i];
+        int u = build->unit_of[i];
+        memcpy(step->name, plan->steps[i].name, sizeof(step->name));
+        step->registers = step->spills = -1;
+        if (u < 0)
+            continue;
+        const char *resources = build->artifacts[u].report;
+        step->from = (int)build->from[u];
+        step->compile_ms = build->units[u].first_step == i ? build->compile_ms[u] : 0;
+        step->load_ms = build->units[u].first_step == i ? load_ms[u] : 0;
+        step->registers = (int)report_number(resources, "registers=", -1);
+        step->spills = (int)report_number(resources, "spills=", -1);
+        step->shared_bytes = report_number(resources, "shared=", 0);
+        if (step->from > report->artifact)
+            report->artifact = step->from;
+        if (qn_is_dumped(build->ctx, 'a'))
+            qn_log(build->ctx, QUERN_LOG_DEBUG, "artifact: step %s, %zu bytes, %s", step->name,
+                   build->artifacts[u].blob_bytes,
+                   step->from == QUERN_FROM_DISK ? "from the store" : "compiled");
+    }
+}
+
+/* ---- All of it ----------------------------------------------------------------------------- */
+
+static int build_init(struct build *build, struct quern_context *ctx,
+                      const struct qn_build_request *request)
+{
+    memset(build, 0, sizeof(*build));
+    build->ctx = ctx;
+    build->request = request;
+    if (request->target->kind != ctx->backend->kind) {
+        char target[96];
+        qn_target_format(request->target, target, sizeof(target));
+        return qn_fail(ctx, QUERN_UNSUPPORTED, "target=%s: this build has no backend for it",
+                       target);
+    }
+    build->kernel = calloc(1, sizeof(*build->kernel));
+    if (build->kernel)
+        build->kernel->plan = calloc(1, sizeof(*build->kernel->plan));
+    return build->kernel && build->kernel->plan ? QUERN_OK
+                                                : qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
+}
+
+static void build_fini(struct build *build)
+{
+    for (int u = 0; u < build->unit_count; u++)
+        qn_artifact_fini(&build->artifacts[u]);
+    qn_units_fini(build->units, build->unit_count);
+    qn_kernel_destroy(build->ctx, build->kernel);
+    free(build->log);
+}
+
+int qn_build(struct quern_context *ctx, const struct qn_build_request *request,
+             struct quern_kernel **kernel, char **log)
+{
+    double start = qn_now_ms(), load_ms[QUERN_MAX_STEPS] = { 0 };
+    struct qn_choice choice;
+    struct build build;
+
+    int status = build_init(&build, ctx, request);
+    if (!status)
+        status = qn_choose(ctx, request, &choice);
+    if (!status)
+        status = stage_plan(&build, &choice);
+    if (!status)
+        status = stage_emit(&build);
+    if (!status)
+        status = stage_artifacts(&build);
+    if (!status && request->is_loaded)
+        status = stage_load(&build, load_ms);
+    if (!status) {
+        report_steps(&build, load_ms);
+        build.kernel->report.first_call_ms = qn_now_ms() - start;
+        *kernel = build.kernel;
+        build.kernel = NULL;
+    }
+    if (log) {
+        *log = build.log;
+        build.log = NULL;
+    }
+    build_fini(&build);
+    return status;
+}
+
+void qn_kernel_destroy(struct quern_context *ctx, struct quern_kernel *kernel)
+{
+    if (!kernel)
+        return;
+    for (int u = 0; u < QUERN_MAX_STEPS && kernel->modules[u]; u++)
+        ctx->backend->unload(ctx->device, kernel->modules[u]);
+    free(kernel->plan);
+    free(kernel->digest);
+    free(kernel);
+}
+
+void qn_compile_result_fini(struct qn_compile_result *result)
+{
+    free(result->blob);
+    free(result->log);
+    free(result->report);
+    *result = (struct qn_compile_result){ 0 };
+}
+
+/* ---- Public forms that load nothing -------------------------------------------------------- */
+
+static int request_check(struct quern_context *ctx, const struct quern_request *request,
+                         struct quern_target *target)
+{
+    struct quern_message why;
+    if (!request || request->size != sizeof(*request))
+        return qn_fail(ctx, QUERN_INVALID, "request.size=%zu: must be %zu (QUERN_REQUEST_INIT)",
+                       request ? request->size : 0, sizeof(*request));
+    *target = ctx->target;
+    if (qn_spec_check(request->spec, &why) ||
+        (request->target && qn_target_parse(request->target, target, &why)))
+        return qn_fail_why(ctx, QUERN_INVALID, &why);
+    return QUERN_OK;
+}
+
+int quern_build(struct quern_context *ctx, const struct quern_request *request,
+                struct quern_report *report)
+{
+    struct quern_target target;
+    struct qn_bucket bucket;
+    struct quern_kernel *kernel;
+    QN_TRY(request_check(ctx, request, &target));
+    qn_bucket_make(request->spec, request->arrays, &bucket);
+    const struct qn_build_request build = { &bucket, &target, &ctx->profile, request->variant,
+                                            request->config, false };
+    QN_TRY(qn_build(ctx, &build, &kernel, NULL));
+    *report = kernel->report;
+    qn_kernel_destroy(ctx, kernel);
+    return QUERN_OK;
+}
+
+/* Choose, plan and emit: what a build does before it needs an artifact. */
+static int emit_only(struct build *build, struct quern_context *ctx,
+                     const struct qn_build_request *request)
+{
+    struct qn_choice choice;
+    QN_TRY(build_init(build, ctx, request));
+    QN_TRY(qn_choose(ctx, request, &choice));
+    QN_TRY(stage_plan(build, &choice));
+    return stage_emit(build);
+}
+
+int quern_generate(struct quern_context *ctx, const struct quern_request *request, char **text)
+{
+    struct quern_target target;
+    struct qn_bucket bucket;
+    struct build build;
+    struct qn_text out = { 0 };
+    QN_TRY(request_check(ctx, request, &target));
+    qn_bucket_make(request->spec, request->arrays, &bucket);
+    const struct qn_build_request inner = { &bucket, &target, &ctx->profile, request->variant,
+                                            request->config, false };
+    int status = emit_only(&build, ctx, &inner);
+    for (int u = 0; !status && u < build.unit_count; u++)
+        qn_text_append(&out, build.units[u].source, build.units[u].source_bytes);
+    if (!status && out.is_failed)
+        status = qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
+    if (status)
+        qn_text_fini(&out);
+    else
+        *text = out.data;
+    build_fini(&build);
+    return status;
+}
+
+int qn_unit_keys(struct quern_context *ctx, const struct qn_build_request *request, char ***keys,
+                 int *count)
+{
+    struct build build;
+    int status = emit_only(&build, ctx, request);
+    char **taken = status ? NULL : calloc(QUERN_MAX_STEPS, sizeof(*taken));
+    if (!status && !taken)
+        status = qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
+    if (!status) {
+        for (int u = 0; u < build.unit_count; u++) {
+            taken[u] = build.units[u].key_text;
+            build.units[u].key_text = NULL;
+        }
+        *keys = taken;
+        *count = build.unit_count;
+    }
+    build_fini(&build);
+    return status;
+}
+
+void quern_text_free(char *text)
+{
+    free(text);
+}

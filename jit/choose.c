@@ -1,0 +1,171 @@
+/* Choosing a config for a bucket, best knowledge first:
+ *   1. given      the request names it
+ *   2. tuned      this bucket's winner
+ *   3. neighbour  the winner of the nearest bucket that shares everything but dynamic parameters
+ *   4. heuristic  the first variant that supports the problem, by its own model
+ * What comes from text, also from the store, must pass bounds and the variant's legality; a stored row
+ * that does not is passed over.
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "jit/build.h"
+#include "jit/target.h"
+
+/* A neighbour further away than this, in factors of two summed over the dynamic parameters, says less
+ * than the heuristic does. */
+#define NEIGHBOUR_REACH 2.5
+
+static struct quern_problem problem_of(const struct qn_build_request *request)
+{
+    return (struct quern_problem){ &request->bucket->spec, request->target, request->profile,
+                                   request->bucket->alignment };
+}
+
+static bool is_usable(const struct qn_build_request *request, const struct quern_variant *variant)
+{
+    const struct quern_problem problem = problem_of(request);
+    if (request->variant && strcmp(request->variant, variant->name))
+        return false;
+    return variant->device == request->target->kind && variant->supports(&problem);
+}
+
+/* The heuristic's config with what `text` names put over it. */
+static int config_from_text(const struct qn_build_request *request,
+                            const struct quern_variant *variant, const char *text,
+                            int32_t *config, struct quern_message *why)
+{
+    const struct quern_problem problem = problem_of(request);
+    variant->heuristic(&problem, config);
+    QN_TRY(qn_config_parse(variant, text, config, why));
+    return qn_config_check(variant, &problem, config, why);
+}
+
+static int choose_first(struct quern_context *ctx, const struct qn_build_request *request,
+                        const struct quern_variant **variant)
+{
+    const struct quern_family *family = request->bucket->spec.family;
+    *variant = NULL;
+    for (int i = 0; family->variants[i]; i++) {
+        if (is_usable(request, family->variants[i])) {
+            *variant = family->variants[i];
+            return QUERN_OK;
+        }
+    }
+    char target[96], spec[512];
+    qn_target_format(request->target, target, sizeof(target));
+    quern_spec_text(&request->bucket->spec, spec, sizeof(spec));
+    if (request->variant && !qn_variant_find(family, request->variant))
+        return qn_fail(ctx, QUERN_INVALID, "variant=%s: %s has no such variant", request->variant,
+                       family->name);
+    return qn_fail(ctx, QUERN_UNSUPPORTED, "target=%s: %s serves no %s there", target,
+                   request->variant ? request->variant : "no variant", spec);
+}
+
+/* ---- Tuned rows ---------------------------------------------------------------------------- */
+
+static int choose_row(const struct qn_build_request *request, const struct qn_tuned *row,
+                      struct qn_choice *choice)
+{
+    struct quern_message why;
+    const struct quern_variant *variant =
+        qn_variant_find(request->bucket->spec.family, row->variant);
+    if (!variant || !is_usable(request, variant) ||
+        config_from_text(request, variant, row->config, choice->config, &why))
+        return QUERN_MISS;
+    choice->variant = variant;
+    return QUERN_OK;
+}
+
+/* How far a row's bucket lies from the request's: the sum over dynamic parameters of |log2 ratio|,
+ * read from its key text. */
+static double row_distance(const struct quern_spec *bucket, const char *text)
+{
+    double distance = 0;
+    for (int i = 0; i < bucket->family->param_count; i++) {
+        const struct quern_param *param = &bucket->family->params[i];
+        char name[80];
+        if (param->param_class != QUERN_DYNAMIC && param->param_class != QUERN_HINT)
+            continue;
+        snprintf(name, sizeof(name), "\n%s=", param->name);
+        const char *line = strstr(text, name);
+        double there = line ? strtod(line + strlen(name), NULL) : 0;
+        distance += fabs(log2(there + 1) - log2((double)bucket->values[i] + 1));
+    }
+    return distance;
+}
+
+struct search {
+    const struct qn_build_request *request;
+    struct qn_choice *choice;
+    double distance;
+};
+
+static int visit_neighbour(void *user, const struct qn_tuned *row)
+{
+    struct search *search = user;
+    struct qn_choice choice = *search->choice;
+    double distance = row_distance(&search->request->bucket->spec, row->text);
+    if (distance < search->distance && choose_row(search->request, row, &choice) == QUERN_OK) {
+        *search->choice = choice;
+        search->distance = distance;
+    }
+    return 0;
+}
+
+static int choose_stored(struct quern_context *ctx, const struct qn_build_request *request,
+                         struct qn_choice *choice)
+{
+    struct search search = { request, choice, NEIGHBOUR_REACH };
+    struct qn_tuned row;
+    char *text = NULL, *group = NULL;
+    int status = QUERN_MISS;
+    if (qn_tuned_key(request->bucket, request->profile, &text, &group))
+        return QUERN_MISS; /* out of memory: the heuristic still serves */
+    if (qn_tuned_find(ctx->store, text, &row) == QN_STORE_OK) {
+        status = choose_row(request, &row, choice);
+        choice->from = QUERN_CONFIG_TUNED;
+        if (status)
+            qn_log(ctx, QUERN_LOG_INFO, "tuned row %s is not legal here: passed over", row.key);
+        qn_tuned_fini(&row);
+    }
+    if (status) {
+        char spec[512];
+        quern_spec_text(&request->bucket->spec, spec, sizeof(spec));
+        qn_miss_put(ctx->store, text, spec, request->bucket->spec.family->name);
+        qn_tuned_each(ctx->store, group, visit_neighbour, &search);
+        if (search.distance < NEIGHBOUR_REACH) {
+            choice->from = QUERN_CONFIG_NEIGHBOUR;
+            status = QUERN_OK;
+        }
+    }
+    free(text);
+    free(group);
+    return status;
+}
+
+int qn_choose(struct quern_context *ctx, const struct qn_build_request *request,
+              struct qn_choice *choice)
+{
+    const struct quern_problem problem = problem_of(request);
+    const struct quern_variant *variant;
+    struct quern_message why;
+    QN_TRY(choose_first(ctx, request, &variant));
+    if (request->config) {
+        choice->variant = variant;
+        choice->from = QUERN_CONFIG_GIVEN;
+        int status = config_from_text(request, variant, request->config, choice->config, &why);
+        return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
+    }
+    if (choose_stored(ctx, request, choice) == QUERN_OK)
+        return QUERN_OK;
+    choice->variant = variant;
+    choice->from = QUERN_CONFIG_HEURISTIC;
+    variant->heuristic(&problem, choice->config);
+    if (qn_config_check(variant, &problem, choice->config, &why))
+        return qn_fail(ctx, QUERN_INTERNAL, "variant=%s: its heuristic's config is not legal: %s",
+                       variant->name, why.text);
+    return QUERN_OK;
+}

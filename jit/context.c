@@ -1,0 +1,346 @@
+/* The context: options and environment, the device, the store, error texts and the log.
+ *
+ * quern_context_create() runs in this order, and quern_context_destroy() in the reverse:
+ *   1. options     the caller's, else the environment's (read here and nowhere else), copied
+ *   2. store       the cache file; a file that must not be used is an error, a full disk is not
+ *   3. device      the backend opens it; its compiler identity is remembered in the store
+ *   4. families    the built-in ones
+ *
+ * Each thread that uses a context owns a struct qn_thread (error text, recent kernels), made at its
+ * first call and freed when it ends or, for those still alive, with the context.
+ */
+#include "jit/context.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "jit/profile.h"
+
+double qn_now_ms(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec * 1e-6;
+}
+
+/* ---- Threads and errors -------------------------------------------------------------------- */
+
+/* Threads keep their part on a list of the context's, so that destroy can free those of threads that
+ * are still alive; the key's destructor takes a dying thread's off it. */
+struct thread_node {
+    struct qn_thread thread; /* first: a qn_thread is its node */
+    struct quern_context *ctx;
+    struct thread_node *previous, *next;
+};
+
+static void thread_end(void *data)
+{
+    struct thread_node *node = data;
+    pthread_mutex_lock(&node->ctx->lock);
+    if (node->previous)
+        node->previous->next = node->next;
+    else
+        node->ctx->threads = node->next;
+    if (node->next)
+        node->next->previous = node->previous;
+    pthread_mutex_unlock(&node->ctx->lock);
+    free(node);
+}
+
+struct qn_thread *qn_thread_get(struct quern_context *ctx)
+{
+    struct thread_node *node = pthread_getspecific(ctx->thread_key);
+    if (node)
+        return &node->thread;
+    node = calloc(1, sizeof(*node));
+    if (!node)
+        return NULL;
+    node->ctx = ctx;
+    pthread_mutex_lock(&ctx->lock);
+    node->next = ctx->threads;
+    if (node->next)
+        node->next->previous = node;
+    ctx->threads = node;
+    pthread_mutex_unlock(&ctx->lock);
+    pthread_setspecific(ctx->thread_key, node);
+    return &node->thread;
+}
+
+int qn_fail(struct quern_context *ctx, int status, const char *format, ...)
+{
+    struct qn_thread *thread = qn_thread_get(ctx);
+    if (thread) {
+        char text[sizeof(thread->error)]; /* an argument may be the old text */
+        va_list arguments;
+        va_start(arguments, format);
+        vsnprintf(text, sizeof(text), format, arguments);
+        va_end(arguments);
+        memcpy(thread->error, text, sizeof(text));
+        if (qn_is_dumped(ctx, 'x'))
+            qn_log(ctx, QUERN_LOG_DEBUG, "fail %s: %s", quern_status_name(status), text);
+    }
+    return status;
+}
+
+int qn_fail_why(struct quern_context *ctx, int status, const struct quern_message *why)
+{
+    return qn_fail(ctx, status, "%s", why->text);
+}
+
+const char *quern_errmsg(struct quern_context *ctx)
+{
+    if (!ctx)
+        return quern_status_text(QUERN_NO_MEMORY);
+    struct qn_thread *thread = qn_thread_get(ctx);
+    return thread ? thread->error : quern_status_text(QUERN_NO_MEMORY);
+}
+
+/* ---- Log ----------------------------------------------------------------------------------- */
+
+void qn_log(struct quern_context *ctx, int level, const char *format, ...)
+{
+    if (!ctx->options.log || level > ctx->options.log_level)
+        return;
+    char line[2048];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(line, sizeof(line), format, arguments);
+    va_end(arguments);
+    ctx->options.log(ctx->options.user, level, line);
+}
+
+bool qn_is_dumped(const struct quern_context *ctx, char letter)
+{
+    return ctx->options.dump && strchr(ctx->options.dump, letter);
+}
+
+/* The log hook in the form that the store and the backends take. */
+static void log_line(void *user, int level, const char *line)
+{
+    qn_log(user, level, "%s", line);
+}
+
+/* ---- Options ------------------------------------------------------------------------------- */
+
+static int options_read_texts(struct quern_context *ctx)
+{
+    struct {
+        const char **text;
+        const char *variable;
+    } const list[] = {
+        { &ctx->options.cache, "QUERN_CACHE" },         { &ctx->options.device, NULL },
+        { &ctx->options.mode, "QUERN_MODE" },           { &ctx->options.clang, "QUERN_CLANG" },
+        { &ctx->options.templates, "QUERN_TEMPLATES" }, { &ctx->options.profile, NULL },
+        { &ctx->options.dump, NULL },
+    };
+    for (size_t i = 0; i < sizeof(list) / sizeof(list[0]); i++) {
+        const char *text = *list[i].text;
+        if (!text && list[i].variable)
+            text = getenv(list[i].variable);
+        *list[i].text = NULL; /* so that destroy frees copies only */
+        if (text && !(*list[i].text = ctx->owned[i] = strdup(text)))
+            return qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
+    }
+    return QUERN_OK;
+}
+
+static int options_read_cache(struct quern_context *ctx)
+{
+    if (ctx->options.cache)
+        return QUERN_OK;
+    const char *home = getenv("HOME");
+    if (!home || !*home)
+        return qn_fail(ctx, QUERN_INVALID,
+                       "cache: neither QUERN_CACHE nor HOME is set; name a file, or \"\" for none");
+    char path[4096];
+    if (snprintf(path, sizeof(path), "%s/.cache/quern/quern.db", home) >= (int)sizeof(path))
+        return qn_fail(ctx, QUERN_INVALID, "cache: HOME is too long");
+    ctx->options.cache = ctx->owned_cache = strdup(path);
+    return ctx->options.cache ? QUERN_OK : qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
+}
+
+static int options_read_words(struct quern_context *ctx)
+{
+    static const char *const levels[] = { "off", "warn", "info", "debug" };
+    const char *mode = ctx->options.mode ? ctx->options.mode : "normal";
+    const char *level = getenv("QUERN_LOG");
+    const char *check = getenv("QUERN_CHECK");
+
+    if (strcmp(mode, "normal") && strcmp(mode, "sealed"))
+        return qn_fail(ctx, QUERN_INVALID, "mode=%s: must be normal or sealed", mode);
+    ctx->is_sealed = !strcmp(mode, "sealed");
+    ctx->is_checking = check && !strcmp(check, "1");
+    if (ctx->options.log_level)
+        return QUERN_OK;
+    ctx->options.log_level = QUERN_LOG_WARN;
+    if (!level)
+        return QUERN_OK;
+    for (int i = 0; i < 4; i++) {
+        if (!strcmp(level, levels[i])) {
+            ctx->options.log_level = i;
+            return QUERN_OK;
+        }
+    }
+    return qn_fail(ctx, QUERN_INVALID, "QUERN_LOG=%s: must be off, warn, info or debug", level);
+}
+
+static int options_read(struct quern_context *ctx, const struct quern_options *options)
+{
+    if (options && options->size != sizeof(*options))
+        return qn_fail(ctx, QUERN_INVALID, "options.size=%zu: must be %zu (QUERN_OPTIONS_INIT)",
+                       options->size, sizeof(*options));
+    if (options)
+        ctx->options = *options;
+    QN_TRY(options_read_texts(ctx));
+    QN_TRY(options_read_cache(ctx));
+    QN_TRY(options_read_words(ctx));
+    if (!ctx->options.alloc != !ctx->options.free)
+        return qn_fail(ctx, QUERN_INVALID, "options.alloc and options.free: give both or neither");
+    if (ctx->options.threads < 0)
+        return qn_fail(ctx, QUERN_INVALID, "threads=%d: must be at least 0", ctx->options.threads);
+    return QUERN_OK;
+}
+
+/* ---- Store and device ---------------------------------------------------------------------- */
+
+static int store_open(struct quern_context *ctx)
+{
+    const struct qn_store_options options = { ctx->options.cache, log_line, ctx };
+    char error[1024];
+    if (qn_store_open(&options, &ctx->store, error, sizeof(error)))
+        return qn_fail(ctx, QUERN_STORE, "%s", error);
+    return QUERN_OK;
+}
+
+static char *fact_find(void *user, const char *name)
+{
+    struct quern_context *ctx = user;
+    char *value = NULL;
+    return qn_meta_find(ctx->store, name, &value) == QN_STORE_OK ? value : NULL;
+}
+
+static void fact_put(void *user, const char *name, const char *value)
+{
+    struct quern_context *ctx = user;
+    qn_meta_put(ctx->store, name, value);
+}
+
+void qn_backend_options(struct quern_context *ctx, struct qn_backend_options *options)
+{
+    *options = (struct qn_backend_options){
+        .clang = ctx->options.clang,
+        .threads = ctx->options.threads,
+        .log = log_line,
+        .user = ctx,
+        .fact_find = ctx->store ? fact_find : NULL,
+        .fact_put = ctx->store ? fact_put : NULL,
+    };
+}
+
+static int device_open(struct quern_context *ctx)
+{
+    const char *name = ctx->options.device ? ctx->options.device : "cpu";
+    if (!strncmp(name, "cuda", 4) && (!name[4] || name[4] == ':'))
+        return qn_fail(ctx, QUERN_DEVICE, "device=%s: this build has no CUDA backend; use cpu",
+                       name);
+    if (strcmp(name, "cpu"))
+        return qn_fail(ctx, QUERN_INVALID, "device=%s: must be cpu, cuda or cuda:N", name);
+
+    struct qn_backend_options options;
+    struct quern_message why;
+    qn_backend_options(ctx, &options);
+    ctx->backend = &qn_backend_cpu;
+    int status = ctx->backend->open(&options, &ctx->device, &why);
+    if (status)
+        return qn_fail_why(ctx, status, &why);
+    ctx->backend->describe(ctx->device, &ctx->target, &ctx->profile);
+    if (ctx->options.profile && qn_profile_find(ctx->options.profile, &ctx->profile, &why))
+        return qn_fail_why(ctx, QUERN_INVALID, &why);
+    return QUERN_OK;
+}
+
+int quern_context_create(const struct quern_options *options, struct quern_context **out)
+{
+    if (!out)
+        return QUERN_INVALID;
+    struct quern_context *ctx = *out = calloc(1, sizeof(*ctx));
+    if (!ctx)
+        return QUERN_NO_MEMORY;
+    if (pthread_key_create(&ctx->thread_key, thread_end)) {
+        free(ctx);
+        *out = NULL;
+        return QUERN_NO_MEMORY;
+    }
+    pthread_mutex_init(&ctx->lock, NULL);
+    QN_TRY(options_read(ctx, options));
+    QN_TRY(store_open(ctx));
+    QN_TRY(device_open(ctx));
+    return qn_families_init(ctx);
+}
+
+void quern_context_destroy(struct quern_context *ctx)
+{
+    if (!ctx)
+        return;
+    qn_kernels_fini(ctx);
+    if (ctx->device)
+        ctx->backend->close(ctx->device);
+    qn_store_close(ctx->store);
+    qn_families_fini(ctx);
+    pthread_key_delete(ctx->thread_key);
+    while (ctx->threads) {
+        struct thread_node *node = ctx->threads;
+        ctx->threads = node->next;
+        free(node);
+    }
+    for (size_t i = 0; i < sizeof(ctx->owned) / sizeof(ctx->owned[0]); i++)
+        free(ctx->owned[i]);
+    free(ctx->owned_cache);
+    pthread_mutex_destroy(&ctx->lock);
+    free(ctx);
+}
+
+/* ---- Memory -------------------------------------------------------------------------------- */
+
+void *qn_alloc(struct quern_context *ctx, size_t bytes, void *stream)
+{
+    if (ctx->options.alloc)
+        return ctx->options.alloc(bytes, 0, stream, ctx->options.user);
+    return ctx->backend->alloc(ctx->device, bytes, stream);
+}
+
+void qn_free(struct quern_context *ctx, void *data, size_t bytes, void *stream)
+{
+    if (!data)
+        return;
+    if (ctx->options.free)
+        ctx->options.free(data, bytes, 0, stream, ctx->options.user);
+    else
+        ctx->backend->free(ctx->device, data, bytes, stream);
+}
+
+int quern_memory_alloc(struct quern_context *ctx, size_t bytes, void **data)
+{
+    if (!data)
+        return qn_fail(ctx, QUERN_INVALID, "data=NULL: must point to the result");
+    void *memory = qn_alloc(ctx, bytes ? bytes : 1, NULL);
+    if (!memory)
+        return qn_fail(ctx, QUERN_NO_MEMORY, "bytes=%zu: the device has no such memory", bytes);
+    *data = memory;
+    return QUERN_OK;
+}
+
+void quern_memory_free(struct quern_context *ctx, void *data, size_t bytes)
+{
+    qn_free(ctx, data, bytes ? bytes : 1, NULL);
+}
+
+int quern_memory_copy(struct quern_context *ctx, void *to, const void *from, size_t bytes)
+{
+    if (bytes && (!to || !from))
+        return qn_fail(ctx, QUERN_INVALID, "%s=NULL: must be memory", to ? "from" : "to");
+    return bytes ? ctx->backend->copy(ctx->device, to, from, bytes, NULL) : QUERN_OK;
+}

@@ -1,0 +1,288 @@
+/* Dispatch: from a call to a kernel, and from a kernel to a launch.
+ *
+ *     quern_run(spec, arrays)
+ *        1. check and bind the arrays            qn_arrays_bind()
+ *        2. bucket and hash                      a few multiplications
+ *        3. the thread's recent kernels          no lock: found here when warm
+ *        4. the context's table                  a lock
+ *        5. qn_build()                           once a bucket
+ *        6. bind the plan and launch             arithmetic only
+ *
+ * A recent entry is good while the context's epoch is the one it was remembered in: tuning moves the
+ * epoch, so every thread picks up the new winner at its next call. Kernels are never freed before
+ * the context, since a thread may be launching one; a replaced kernel goes to the retired list.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "jit/build.h"
+
+/* ---- The context's table ------------------------------------------------------------------- */
+
+static struct quern_kernel **chain_of(struct quern_context *ctx, uint64_t hash)
+{
+    return &ctx->kernels[hash % QN_KERNEL_CHAINS];
+}
+
+static struct quern_kernel *table_find(struct quern_context *ctx, const struct qn_bucket *bucket,
+                                       uint64_t hash)
+{
+    struct quern_kernel *kernel = *chain_of(ctx, hash);
+    while (kernel && !qn_bucket_equal(&kernel->bucket, bucket))
+        kernel = kernel->next;
+    return kernel;
+}
+
+/* Of two threads that built the same bucket, the first one's kernel is everybody's. */
+static struct quern_kernel *table_put(struct quern_context *ctx, struct quern_kernel *kernel,
+                                      uint64_t hash)
+{
+    pthread_mutex_lock(&ctx->lock);
+    struct quern_kernel *winner = table_find(ctx, &kernel->bucket, hash);
+    if (!winner) {
+        kernel->next = *chain_of(ctx, hash);
+        *chain_of(ctx, hash) = winner = kernel;
+    }
+    pthread_mutex_unlock(&ctx->lock);
+    if (winner != kernel)
+        qn_kernel_destroy(ctx, kernel);
+    return winner;
+}
+
+void qn_kernels_refresh(struct quern_context *ctx, const struct qn_bucket *bucket)
+{
+    pthread_mutex_lock(&ctx->lock);
+    struct quern_kernel **link = chain_of(ctx, qn_bucket_hash(bucket));
+    while (*link && !qn_bucket_equal(&(*link)->bucket, bucket))
+        link = &(*link)->next;
+    struct quern_kernel *old = *link;
+    if (old) {
+        *link = old->next;
+        old->next = ctx->retired;
+        ctx->retired = old;
+    }
+    pthread_mutex_unlock(&ctx->lock);
+    atomic_fetch_add(&ctx->epoch, 1);
+}
+
+static void chain_destroy(struct quern_context *ctx, struct quern_kernel *kernel)
+{
+    while (kernel) {
+        struct quern_kernel *next = kernel->next;
+        qn_kernel_destroy(ctx, kernel);
+        kernel = next;
+    }
+}
+
+void qn_kernels_fini(struct quern_context *ctx)
+{
+    for (int i = 0; i < QN_KERNEL_CHAINS; i++)
+        chain_destroy(ctx, ctx->kernels[i]);
+    chain_destroy(ctx, ctx->retired);
+}
+
+/* ---- Finding a kernel ---------------------------------------------------------------------- */
+
+static int build_bucket(struct quern_context *ctx, const struct qn_bucket *bucket, uint64_t hash,
+                        struct quern_kernel **kernel)
+{
+    const struct qn_build_request request = { bucket, &ctx->target, &ctx->profile, NULL, NULL,
+                                              true };
+    struct quern_kernel *built;
+    pthread_mutex_lock(&ctx->lock);
+    *kernel = table_find(ctx, bucket, hash);
+    pthread_mutex_unlock(&ctx->lock);
+    if (*kernel)
+        return QUERN_OK;
+    QN_TRY(qn_build(ctx, &request, &built, NULL));
+    *kernel = table_put(ctx, built, hash);
+    return QUERN_OK;
+}
+
+/* spec was checked, arrays are NULL or the caller's. */
+static int find_kernel(struct quern_context *ctx, const struct quern_spec *spec,
+                       const struct quern_array *arrays, struct quern_kernel **kernel)
+{
+    struct qn_thread *thread = qn_thread_get(ctx);
+    struct qn_bucket bucket;
+    unsigned epoch = atomic_load_explicit(&ctx->epoch, memory_order_acquire);
+
+    if (!thread)
+        return QUERN_NO_MEMORY;
+    qn_bucket_make(spec, arrays, &bucket);
+    uint64_t hash = qn_bucket_hash(&bucket);
+    struct qn_recent *recent = &thread->recent[hash & (QN_RECENT - 1)];
+    if (recent->kernel && recent->hash == hash && recent->epoch == epoch &&
+        qn_bucket_equal(&recent->bucket, &bucket)) {
+        *kernel = recent->kernel;
+        return QUERN_OK;
+    }
+    struct quern_kernel *found;
+    QN_TRY(build_bucket(ctx, &bucket, hash, &found));
+    recent->hash = hash;
+    recent->epoch = epoch;
+    recent->bucket = bucket;
+    recent->kernel = *kernel = found;
+    return QUERN_OK;
+}
+
+int quern_dispatch(struct quern_context *ctx, const struct quern_spec *spec,
+                   const struct quern_array *arrays, struct quern_kernel **kernel)
+{
+    struct quern_message why;
+    int status = qn_spec_check(spec, &why);
+    return status ? qn_fail_why(ctx, status, &why) : find_kernel(ctx, spec, arrays, kernel);
+}
+
+/* With a variant or config of the caller's: kept beside the table, not in it. */
+static int prepare_given(struct quern_context *ctx, const struct quern_request *request,
+                         struct quern_kernel **kernel)
+{
+    struct qn_bucket bucket;
+    struct quern_kernel *built;
+    qn_bucket_make(request->spec, request->arrays, &bucket);
+    const struct qn_build_request build = { &bucket, &ctx->target, &ctx->profile, request->variant,
+                                            request->config, true };
+    QN_TRY(qn_build(ctx, &build, &built, NULL));
+    pthread_mutex_lock(&ctx->lock);
+    built->next = ctx->retired;
+    ctx->retired = built;
+    pthread_mutex_unlock(&ctx->lock);
+    *kernel = built;
+    return QUERN_OK;
+}
+
+int quern_prepare(struct quern_context *ctx, const struct quern_request *request,
+                  struct quern_kernel **kernel)
+{
+    if (!request || request->size != sizeof(*request))
+        return qn_fail(ctx, QUERN_INVALID, "request.size=%zu: must be %zu (QUERN_REQUEST_INIT)",
+                       request ? request->size : 0, sizeof(*request));
+    if (request->target)
+        return qn_fail(ctx, QUERN_INVALID, "request.target=%s: must be NULL: kernels are prepared "
+                       "for the context's device", request->target);
+    QN_TRY(quern_spec_validate(ctx, request->spec));
+    if (request->variant || request->config)
+        return prepare_given(ctx, request, kernel);
+    return find_kernel(ctx, request->spec, request->arrays, kernel);
+}
+
+void quern_kernel_report(const struct quern_kernel *kernel, struct quern_report *report)
+{
+    *report = kernel->report;
+}
+
+size_t quern_kernel_workspace(const struct quern_kernel *kernel)
+{
+    return (size_t)kernel->plan->workspace_bytes;
+}
+
+/* ---- Launching ----------------------------------------------------------------------------- */
+
+void qn_kernel_bind(const struct quern_context *ctx, const struct quern_kernel *kernel,
+                    const struct quern_spec *spec, const struct quern_array *bound, void *workspace,
+                    struct quern_launch *launch)
+{
+    const struct quern_binding binding = { spec, bound, &ctx->profile, kernel->config, workspace };
+    kernel->variant->bind(&binding, launch);
+}
+
+int qn_kernel_launch(struct quern_context *ctx, const struct quern_kernel *kernel,
+                     const struct quern_spec *spec, const struct quern_array *bound,
+                     void *workspace, void *stream, enum qn_grid_order order,
+                     struct quern_message *why)
+{
+    struct quern_launch launch;
+    qn_kernel_bind(ctx, kernel, spec, bound, workspace, &launch);
+    return ctx->backend->launch(ctx->device, kernel->plan, kernel->functions, &launch, stream,
+                                order, why);
+}
+
+static int check_workspace(const struct quern_kernel *kernel, const struct quern_call *call,
+                           struct quern_message *why)
+{
+    size_t needed = (size_t)kernel->plan->workspace_bytes;
+    if (call->workspace_bytes < needed)
+        return quern_refuse(why, "workspace_bytes=%zu: must be at least %zu", call->workspace_bytes,
+                            needed);
+    if ((uintptr_t)call->workspace % 256)
+        return quern_refuse(why, "workspace=%p: must be a multiple of 256", call->workspace);
+    return QUERN_OK;
+}
+
+/* bound arrays; the workspace is the call's, else the hook's for the length of this call. */
+static int launch_bound(struct quern_context *ctx, struct quern_kernel *kernel,
+                        const struct quern_spec *spec, const struct quern_array *bound,
+                        const struct quern_call *call)
+{
+    size_t bytes = (size_t)kernel->plan->workspace_bytes;
+    void *stream = call ? call->stream : NULL;
+    void *workspace = call ? call->workspace : NULL, *owned = NULL;
+    struct quern_message why;
+
+    if (workspace && check_workspace(kernel, call, &why))
+        return qn_fail_why(ctx, QUERN_INVALID, &why);
+    if (!workspace && bytes) {
+        workspace = owned = qn_alloc(ctx, bytes, stream);
+        if (!workspace)
+            return qn_fail(ctx, QUERN_NO_MEMORY, "workspace_bytes=%zu: the device has no such "
+                           "memory", bytes);
+    }
+    int status = qn_kernel_launch(ctx, kernel, spec, bound, workspace, stream, QN_GRID_PARALLEL,
+                                  &why);
+    qn_free(ctx, owned, bytes, stream);
+    return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
+}
+
+/* The spec is a member of the kernel's bucket, and the arrays are aligned as it was made for. */
+static int check_member(const struct quern_kernel *kernel, const struct quern_spec *spec,
+                        const struct quern_array *arrays, struct quern_message *why)
+{
+    struct qn_bucket bucket;
+    char text[400];
+    qn_bucket_make(spec, arrays, &bucket);
+    const struct quern_family *family = kernel->family;
+    if (bucket.spec.family != family ||
+        memcmp(bucket.spec.values, kernel->bucket.spec.values,
+               (size_t)family->param_count * sizeof(int64_t))) {
+        quern_spec_text(spec, text, sizeof(text));
+        return quern_refuse(why, "spec=%s: not in the kernel's bucket", text);
+    }
+    for (int i = 0; i < family->array_count; i++) {
+        if (bucket.alignment[i] < kernel->bucket.alignment[i])
+            return quern_refuse(why, "%s: aligned to %d bytes; the kernel was prepared for %d",
+                                family->arrays[i].name, bucket.alignment[i],
+                                kernel->bucket.alignment[i]);
+    }
+    return QUERN_OK;
+}
+
+int quern_launch(struct quern_context *ctx, struct quern_kernel *kernel,
+                 const struct quern_spec *spec, const struct quern_array *arrays,
+                 const struct quern_call *call)
+{
+    struct quern_array bound[QUERN_MAX_ARRAYS];
+    struct quern_message why;
+    int status = qn_spec_check(spec, &why);
+    if (!status)
+        status = qn_arrays_bind(spec, arrays, bound, &why);
+    if (!status)
+        status = check_member(kernel, spec, arrays, &why);
+    return status ? qn_fail_why(ctx, status, &why) : launch_bound(ctx, kernel, spec, bound, call);
+}
+
+int quern_run(struct quern_context *ctx, const struct quern_spec *spec,
+              const struct quern_array *arrays, const struct quern_call *call)
+{
+    struct quern_array bound[QUERN_MAX_ARRAYS];
+    struct quern_kernel *kernel;
+    struct quern_message why;
+    int status = qn_spec_check(spec, &why);
+    if (!status)
+        status = qn_arrays_bind(spec, arrays, bound, &why);
+    if (status)
+        return qn_fail_why(ctx, status, &why);
+    QN_TRY(find_kernel(ctx, spec, arrays, &kernel));
+    return launch_bound(ctx, kernel, spec, bound, call);
+}

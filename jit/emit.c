@@ -1,0 +1,260 @@
+/* Emission: a plan's steps become units of source, each
+ *
+ *     #define BM 64                      the step's defines, in the plan's order
+ *     #define BN 128
+ *     # 1 "gemm/gemm_cpu.c"              the template, unchanged, with each #include "..." replaced
+ *     ...                                once by the file it names, between line markers
+ *     # 1 "common/cpu/types.h"
+ *     ...
+ *     # 9 "gemm/gemm_cpu.c"
+ *
+ * That one text is what the compiler receives, `quern gen` prints and the artifact key hashes. A
+ * template is looked for in the family's own sources, then QUERN_TEMPLATES, then the embedded ones;
+ * an include beside the includer first, then from the root of templates/. Nothing of the machine
+ * gets in: names in line markers are relative to templates/.
+ */
+#include "jit/emit.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "jit/embedded.h"
+#include "jit/plan.h"
+
+#define MAX_DEPTH 16
+#define MAX_FILES 64
+
+struct emitter {
+    struct quern_context *ctx;
+    const struct quern_family *family;
+    struct qn_text *out;
+    struct qn_text *files; /* "file.gemm/gemm_cpu.c=<hash>" lines of the key */
+    char seen[MAX_FILES][96];
+    int seen_count;
+};
+
+/* ---- Finding templates --------------------------------------------------------------------- */
+
+/* Reads directory/path; QUERN_MISS if there is no such file. */
+static int read_directory(struct emitter *emitter, const char *path, struct qn_text *text)
+{
+    char name[4096], chunk[16384];
+    size_t bytes;
+    snprintf(name, sizeof(name), "%s/%s", emitter->ctx->options.templates, path);
+    FILE *file = fopen(name, "rb");
+    if (!file)
+        return errno == ENOENT ? QUERN_MISS
+                               : qn_fail(emitter->ctx, QUERN_IO, "templates=%s: %s: %s",
+                                         emitter->ctx->options.templates, path, strerror(errno));
+    while ((bytes = fread(chunk, 1, sizeof(chunk), file)))
+        qn_text_append(text, chunk, bytes);
+    int is_failed = ferror(file);
+    fclose(file);
+    if (is_failed)
+        return qn_fail(emitter->ctx, QUERN_IO, "templates=%s: %s cannot be read",
+                       emitter->ctx->options.templates, path);
+    return QUERN_OK;
+}
+
+static int find_template(struct emitter *emitter, const char *path, struct qn_text *text)
+{
+    for (const struct quern_source *s = emitter->family->sources; s && s->path; s++) {
+        if (!strcmp(s->path, path)) {
+            qn_text_append(text, s->text, strlen(s->text));
+            return QUERN_OK;
+        }
+    }
+    if (emitter->ctx->options.templates) {
+        int status = read_directory(emitter, path, text);
+        if (status != QUERN_MISS)
+            return status;
+    }
+    for (int i = 0; i < qn_embedded_template_count; i++) {
+        if (!strcmp(qn_embedded_templates[i].path, path)) {
+            qn_text_append(text, qn_embedded_templates[i].text, qn_embedded_templates[i].bytes);
+            return QUERN_OK;
+        }
+    }
+    return QUERN_MISS;
+}
+
+/* ---- Flattening ---------------------------------------------------------------------------- */
+
+static bool is_seen(struct emitter *emitter, const char *path)
+{
+    for (int i = 0; i < emitter->seen_count; i++) {
+        if (!strcmp(emitter->seen[i], path))
+            return true;
+    }
+    return false;
+}
+
+/* `#include "name"` on a line of its own: copies the name. */
+static bool parse_include(const char *line, size_t bytes, char *name, size_t name_bytes)
+{
+    const char *p = line, *end = line + bytes;
+    while (p < end && (*p == ' ' || *p == '\t'))
+        p++;
+    if (p == end || *p++ != '#')
+        return false;
+    while (p < end && (*p == ' ' || *p == '\t'))
+        p++;
+    if (end - p < 8 || strncmp(p, "include", 7))
+        return false;
+    for (p += 7; p < end && (*p == ' ' || *p == '\t');)
+        p++;
+    if (p == end || *p++ != '"')
+        return false;
+    const char *quote = memchr(p, '"', (size_t)(end - p));
+    if (!quote || (size_t)(quote - p) >= name_bytes)
+        return false;
+    memcpy(name, p, (size_t)(quote - p));
+    name[quote - p] = '\0';
+    return true;
+}
+
+static int flatten(struct emitter *emitter, const char *path, int depth);
+
+/* Beside the includer first, then from the root of templates/. */
+static int flatten_include(struct emitter *emitter, const char *includer, const char *name,
+                           int depth)
+{
+    const char *slash = strrchr(includer, '/');
+    if (slash && !strchr(name, '/')) {
+        char beside[192];
+        snprintf(beside, sizeof(beside), "%.*s/%s", (int)(slash - includer), includer, name);
+        if (is_seen(emitter, beside))
+            return QUERN_OK;
+        int status = flatten(emitter, beside, depth);
+        if (status != QUERN_MISS)
+            return status;
+    }
+    if (is_seen(emitter, name))
+        return QUERN_OK;
+    int status = flatten(emitter, name, depth);
+    if (status == QUERN_MISS)
+        return qn_fail(emitter->ctx, QUERN_INVALID, "template=%s: includes \"%s\", which is not "
+                       "among the templates", includer, name);
+    return status;
+}
+
+static int flatten_text(struct emitter *emitter, const char *path, const struct qn_text *text,
+                        int depth)
+{
+    int line_number = 1;
+    qn_text_print(emitter->out, "# 1 \"%s\"\n", path);
+    for (const char *line = text->data; line && *line; line_number++) {
+        const char *newline = strchr(line, '\n');
+        size_t bytes = newline ? (size_t)(newline - line) : strlen(line);
+        char name[96];
+        if (parse_include(line, bytes, name, sizeof(name))) {
+            QN_TRY(flatten_include(emitter, path, name, depth + 1));
+            qn_text_print(emitter->out, "# %d \"%s\"\n", line_number + 1, path);
+        } else {
+            qn_text_append(emitter->out, line, bytes);
+            qn_text_append(emitter->out, "\n", 1);
+        }
+        line = newline ? newline + 1 : line + bytes;
+    }
+    return QUERN_OK;
+}
+
+/* QUERN_MISS if there is no such template. */
+static int flatten(struct emitter *emitter, const char *path, int depth)
+{
+    struct qn_text text = { 0 };
+    char hex[QN_KEY_HEX];
+    int status = find_template(emitter, path, &text);
+    if (status)
+        goto out;
+    if (depth > MAX_DEPTH || emitter->seen_count == MAX_FILES ||
+        strlen(path) >= sizeof(emitter->seen[0])) {
+        status = qn_fail(emitter->ctx, QUERN_INVALID, "template=%s: more than %d files, or nested "
+                         "deeper than %d", path, MAX_FILES, MAX_DEPTH);
+        goto out;
+    }
+    strcpy(emitter->seen[emitter->seen_count++], path);
+    qn_key_hex(text.data ? text.data : "", text.bytes, hex);
+    qn_text_print(emitter->files, "file.%s=%s\n", path, hex);
+    status = flatten_text(emitter, path, &text, depth);
+out:
+    qn_text_fini(&text);
+    return status;
+}
+
+/* ---- Units --------------------------------------------------------------------------------- */
+
+static int emit_unit(struct quern_context *ctx, const struct quern_family *family,
+                     const struct quern_step *step, struct qn_unit *unit, struct qn_text *files)
+{
+    struct qn_text out = { 0 };
+    struct emitter *emitter = calloc(1, sizeof(*emitter));
+    int status = QUERN_NO_MEMORY;
+    if (!emitter)
+        goto out;
+    emitter->ctx = ctx;
+    emitter->family = family;
+    emitter->out = &out;
+    emitter->files = files;
+    for (int i = 0; i < step->define_count; i++)
+        qn_text_print(&out, "#define %s %s\n", step->defines[i].name, step->defines[i].value);
+    unit->body = out.bytes;
+    status = flatten(emitter, step->source, 0);
+    if (status == QUERN_MISS)
+        status = qn_fail(ctx, QUERN_INVALID, "template=%s: not among the templates", step->source);
+    if (!status && (out.is_failed || files->is_failed))
+        status = QUERN_NO_MEMORY;
+out:
+    if (status == QUERN_NO_MEMORY)
+        qn_fail(ctx, status, "out of memory");
+    if (status) {
+        qn_text_fini(&out);
+    } else {
+        unit->source = out.data;
+        unit->source_bytes = out.bytes;
+    }
+    free(emitter);
+    return status;
+}
+
+int qn_emit(struct quern_context *ctx, const struct quern_family *family,
+            const struct quern_plan *plan, const struct quern_target *target, const char *options,
+            struct qn_unit units[QUERN_MAX_STEPS], int *unit_count, int unit_of[QUERN_MAX_STEPS])
+{
+    int count = 0, status = QUERN_OK;
+    for (int i = 0; i < plan->step_count && !status; i++) {
+        struct qn_text files = { 0 };
+        unit_of[i] = -1;
+        if (plan->steps[i].kind != QUERN_STEP_KERNEL)
+            continue;
+        for (int u = 0; u < count; u++) {
+            if (qn_steps_share(&plan->steps[i], &plan->steps[units[u].first_step]))
+                unit_of[i] = u;
+        }
+        if (unit_of[i] >= 0)
+            continue;
+        units[count] = (struct qn_unit){ .first_step = i };
+        status = emit_unit(ctx, family, &plan->steps[i], &units[count], &files);
+        if (!status) {
+            unit_of[i] = count++;
+            status = qn_artifact_key(ctx, &plan->steps[i], target, options, files.data,
+                                     &units[count - 1]);
+        }
+        qn_text_fini(&files);
+    }
+    if (status)
+        qn_units_fini(units, count);
+    else
+        *unit_count = count;
+    return status;
+}
+
+void qn_units_fini(struct qn_unit *units, int unit_count)
+{
+    for (int i = 0; i < unit_count; i++) {
+        free(units[i].source);
+        free(units[i].key_text);
+    }
+}

@@ -1,0 +1,315 @@
+/* Looking into the cache and at the machine: what <quern/cache.h> and quern_doctor() answer.
+ *
+ * explain works on lines. The request's tuning key, then the key of each unit of its plan, is looked
+ * up among the stored ones; where it is missing, the stored key with the fewest differing lines is
+ * the nearest, and each differing line is reported by name, the text before '='.
+ */
+#include <quern/cache.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "jit/build.h"
+#include "jit/plan.h"
+#include "jit/target.h"
+
+int quern_cache_stats(struct quern_context *ctx, struct quern_cache_stats *stats)
+{
+    struct qn_store_counters counters;
+    if (qn_store_counters(ctx->store, &counters) != QN_STORE_OK)
+        return qn_fail(ctx, QUERN_STORE, "cache=%s: cannot be read", qn_store_path(ctx->store));
+    *stats = (struct quern_cache_stats){
+        .artifacts = counters.artifacts,
+        .tuned = counters.tuned,
+        .trials = counters.trials,
+        .misses_recorded = counters.misses_recorded,
+        .bytes = counters.bytes,
+        .compiles = counters.compiles,
+        .hits = counters.hits,
+        .misses = counters.misses,
+    };
+    return QUERN_OK;
+}
+
+int quern_cache_verify(struct quern_context *ctx, int64_t *checked, int64_t *damaged)
+{
+    if (qn_store_verify(ctx->store, checked, damaged) != QN_STORE_OK)
+        return qn_fail(ctx, QUERN_STORE, "cache=%s: cannot be read", qn_store_path(ctx->store));
+    return QUERN_OK;
+}
+
+/* ---- Rows ---------------------------------------------------------------------------------- */
+
+struct listing {
+    quern_cache_visit *visit;
+    void *user;
+    int64_t count;
+};
+
+static int visit_artifact(void *user, const struct qn_artifact *artifact)
+{
+    struct listing *listing = user;
+    const struct quern_cache_row row = {
+        .table = "artifact",
+        .key = artifact->key,
+        .text = artifact->text,
+        .family = artifact->family,
+        .target = artifact->target,
+        .detail = artifact->compiler,
+        .log = artifact->log,
+        .bytes = (int64_t)artifact->blob_bytes,
+        .hits = artifact->hits,
+        .created = artifact->created,
+        .last_use = artifact->last_use,
+    };
+    listing->count++;
+    return listing->visit(listing->user, &row);
+}
+
+static int visit_tuned(void *user, const struct qn_tuned *tuned)
+{
+    struct listing *listing = user;
+    char detail[1024];
+    snprintf(detail, sizeof(detail), "%s %s", tuned->variant, tuned->config);
+    const struct quern_cache_row row = {
+        .table = "tuned",
+        .key = tuned->key,
+        .text = tuned->text,
+        .family = tuned->family,
+        .target = tuned->profile,
+        .detail = detail,
+        .log = "",
+        .created = tuned->created,
+        .last_use = tuned->created,
+        .generation = tuned->generation,
+        .time_us = tuned->time_us,
+        .spread_us = tuned->spread_us,
+    };
+    listing->count++;
+    return listing->visit(listing->user, &row);
+}
+
+static int visit_rows(struct quern_context *ctx, const char *prefix, struct listing *listing)
+{
+    QN_TRY(qn_artifact_each(ctx->store, prefix, visit_artifact, listing));
+    return qn_tuned_list(ctx->store, prefix, visit_tuned, listing);
+}
+
+int quern_cache_list(struct quern_context *ctx, quern_cache_visit *visit, void *user)
+{
+    struct listing listing = { visit, user, 0 };
+    return visit_rows(ctx, "", &listing);
+}
+
+int quern_cache_show(struct quern_context *ctx, const char *prefix, quern_cache_visit *visit,
+                     void *user)
+{
+    struct listing listing = { visit, user, 0 };
+    if (!prefix || !*prefix || strspn(prefix, "0123456789abcdef") != strlen(prefix))
+        return qn_fail(ctx, QUERN_INVALID, "key=%s: must be hexadecimal digits (quern cache ls)",
+                       prefix ? prefix : "NULL");
+    QN_TRY(visit_rows(ctx, prefix, &listing));
+    return listing.count ? QUERN_OK
+                         : qn_fail(ctx, QUERN_MISS, "key=%s: no row of cache=%s starts with it",
+                                   prefix, qn_store_path(ctx->store));
+}
+
+/* ---- Explain ------------------------------------------------------------------------------- */
+
+/* Splits a key's text into its lines, in place; returns how many. */
+static int split_lines(char *text, char **lines, int max)
+{
+    int count = 0;
+    char *rest = NULL;
+    for (char *line = strtok_r(text, "\n", &rest); line && count < max;
+         line = strtok_r(NULL, "\n", &rest))
+        lines[count++] = line;
+    return count;
+}
+
+/* The value of `name` (of given length) among lines, or NULL. */
+static const char *value_of(char *const *lines, int count, const char *name, size_t length)
+{
+    for (int i = 0; i < count; i++) {
+        if (!strncmp(lines[i], name, length) && lines[i][length] == '=')
+            return lines[i] + length + 1;
+    }
+    return NULL;
+}
+
+#define MAX_LINES 256
+
+struct key_lines {
+    char *text; /* owned; cut into lines */
+    char *lines[MAX_LINES];
+    int count;
+};
+
+static int key_lines_init(struct key_lines *key, const char *text)
+{
+    key->text = strdup(text);
+    if (!key->text)
+        return QUERN_NO_MEMORY;
+    key->count = split_lines(key->text, key->lines, MAX_LINES);
+    return QUERN_OK;
+}
+
+/* Lines whose value differs, those of only one side included; the hash of the whole source says
+ * nothing that the other lines do not, so it does not count. */
+static int compare_keys(const struct key_lines *wanted, const struct key_lines *have,
+                        void (*line)(void *, const struct quern_cache_difference *), void *user,
+                        struct quern_cache_difference *difference)
+{
+    int differing = 0;
+    for (int side = 0; side < 2; side++) {
+        const struct key_lines *from = side ? have : wanted, *other = side ? wanted : have;
+        for (int i = 0; i < from->count; i++) {
+            size_t length = strcspn(from->lines[i], "=");
+            const char *there = value_of(other->lines, other->count, from->lines[i], length);
+            const char *here = from->lines[i] + length + 1;
+            if (!strncmp(from->lines[i], "source=", 7) || (there && (side || !strcmp(there, here))))
+                continue;
+            differing++;
+            if (!line)
+                continue;
+            char name[128];
+            snprintf(name, sizeof(name), "%.*s", (int)length, from->lines[i]);
+            difference->name = name;
+            difference->wanted = side ? NULL : here;
+            difference->have = side ? here : there;
+            line(user, difference);
+        }
+    }
+    return differing;
+}
+
+struct nearest {
+    const char *family; /* only this family's rows */
+    struct key_lines wanted;
+    char *text;         /* of the nearest; owned */
+    char key[QN_KEY_HEX];
+    int differing;
+};
+
+static void offer(struct nearest *nearest, const char *key, const char *family, const char *text)
+{
+    struct key_lines have;
+    if (strcmp(family, nearest->family) || key_lines_init(&have, text))
+        return;
+    int differing = compare_keys(&nearest->wanted, &have, NULL, NULL, NULL);
+    if (!nearest->text || differing < nearest->differing) {
+        free(nearest->text);
+        nearest->text = strdup(text);
+        nearest->differing = differing;
+        memcpy(nearest->key, key, QN_KEY_HEX);
+    }
+    free(have.text);
+}
+
+static int offer_artifact(void *user, const struct qn_artifact *artifact)
+{
+    offer(user, artifact->key, artifact->family, artifact->text);
+    return 0;
+}
+
+static int offer_tuned(void *user, const struct qn_tuned *tuned)
+{
+    offer(user, tuned->key, tuned->family, tuned->text);
+    return 0;
+}
+
+static int explain_key(struct quern_context *ctx, const char *table, const char *family,
+                       const char *text,
+                       void (*line)(void *, const struct quern_cache_difference *), void *user)
+{
+    struct nearest nearest = { .family = family };
+    struct key_lines have = { 0 };
+    char hex[QN_KEY_HEX];
+    qn_key_hex(text, strlen(text), hex);
+    struct quern_cache_difference difference = { .table = table, .key = hex };
+    if (key_lines_init(&nearest.wanted, text))
+        return qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
+    if (!strcmp(table, "tuned"))
+        qn_tuned_list(ctx->store, "", offer_tuned, &nearest);
+    else
+        qn_artifact_each(ctx->store, "", offer_artifact, &nearest);
+    if (nearest.text) {
+        difference.nearest = nearest.key;
+        if (!nearest.differing)
+            line(user, &difference);
+        else if (!key_lines_init(&have, nearest.text))
+            compare_keys(&nearest.wanted, &have, line, user, &difference);
+    } else {
+        line(user, &difference);
+    }
+    free(have.text);
+    free(nearest.text);
+    free(nearest.wanted.text);
+    return QUERN_OK;
+}
+
+static int explain_units(struct quern_context *ctx, const struct qn_build_request *request,
+                         void (*line)(void *, const struct quern_cache_difference *), void *user)
+{
+    char **keys = NULL;
+    int count = 0;
+    int status = qn_unit_keys(ctx, request, &keys, &count);
+    for (int i = 0; i < count && !status; i++)
+        status = explain_key(ctx, "artifact", request->bucket->spec.family->name, keys[i], line,
+                             user);
+    for (int i = 0; i < count; i++)
+        free(keys[i]);
+    free(keys);
+    return status;
+}
+
+int quern_cache_explain(struct quern_context *ctx, const struct quern_request *request,
+                        void (*line)(void *user, const struct quern_cache_difference *difference),
+                        void *user)
+{
+    struct quern_target target = ctx->target;
+    struct quern_message why;
+    struct qn_bucket bucket;
+    char *text = NULL, *group = NULL;
+    QN_TRY(quern_spec_validate(ctx, request->spec));
+    if (request->target && qn_target_parse(request->target, &target, &why))
+        return qn_fail_why(ctx, QUERN_INVALID, &why);
+    qn_bucket_make(request->spec, request->arrays, &bucket);
+    const struct qn_build_request build = { &bucket, &target, &ctx->profile, request->variant,
+                                            request->config, false };
+    if (qn_tuned_key(&bucket, &ctx->profile, &text, &group))
+        return qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
+    int status = explain_key(ctx, "tuned", request->spec->family->name, text, line, user);
+    if (!status)
+        status = explain_units(ctx, &build, line, user);
+    free(text);
+    free(group);
+    return status;
+}
+
+/* ---- Doctor -------------------------------------------------------------------------------- */
+
+int quern_doctor(struct quern_context *ctx,
+                 void (*fact)(void *user, const char *section, const char *name,
+                              const char *value),
+                 void *user)
+{
+    struct qn_backend_options options;
+    char text[64];
+    qn_backend_options(ctx, &options);
+    qn_backend_cpu.doctor(&options, ctx->backend == &qn_backend_cpu ? ctx->device : NULL, fact,
+                          user);
+    fact(user, "cuda", "usable", "no");
+    fact(user, "cuda", "reason", "this build has no CUDA backend");
+    struct qn_store_counters counters = { 0 };
+    qn_store_counters(ctx->store, &counters);
+    fact(user, "cache", "usable", "yes");
+    fact(user, "cache", "path", qn_store_path(ctx->store));
+    fact(user, "cache", "writable", qn_store_is_writable(ctx->store) ? "yes" : "no");
+    snprintf(text, sizeof(text), "%lld", (long long)counters.artifacts);
+    fact(user, "cache", "artifacts", text);
+    snprintf(text, sizeof(text), "%lld", (long long)counters.bytes);
+    fact(user, "cache", "bytes", text);
+    return QUERN_OK;
+}

@@ -1,0 +1,534 @@
+/* Regions: which bytes a call may touch, and host images of them.
+ *
+ *     arrays     x ────────┐        w ───────┐      pool ─ ─■─ ─ ─■■─ ─ ─
+ *                    out ────────┐           │           (slots in use)
+ *     regions    0: [ x+out      ]  1: [ w   ]      2: [               ]
+ *     segments      [............]     [.....]            [■]   [■■]
+ *     image      packed host copies of the segments, one a region
+ *
+ * 1. Each array spans the bytes from its data to one past its last element. Arrays whose spans
+ *    overlap form one region, so that a copy of the region keeps their aliasing: an input that
+ *    overlaps an output is restored like an inout.
+ * 2. A region is one segment, whole, except a pool: more than 1 MiB of which a call touches less
+ *    than a quarter. A pool's segments are the ranges that the family's touched() names, each
+ *    reaching a guard's width further so that a neighbour slot's damage is seen.
+ * 3. What a call may change is the elements of OUT and INOUT arrays inside their touched ranges;
+ *    every other byte of a segment, such as the padding between rows, must stay.
+ *
+ * Device memory is reached through the backend's copy only, so that this is the same for every
+ * device. Nothing here launches.
+ */
+#include "jit/region.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "jit/dtype.h"
+
+#define POOL_BYTES (1 << 20)
+#define POOL_SHARE 4 /* touched bytes times this are still less than the span */
+#define CHUNK_BYTES (4 << 20)
+
+static int out_of_memory(struct quern_message *why, int64_t bytes)
+{
+    quern_refuse(why, "out of memory: no %lld bytes for a host copy", (long long)bytes);
+    return QUERN_NO_MEMORY;
+}
+
+static int copy_bytes(const struct qn_regions *map, void *to, const void *from, int64_t bytes,
+                      struct quern_message *why)
+{
+    const struct qn_backend *backend = map->ctx->backend;
+    if (!backend->copy(map->ctx->device, to, from, (size_t)bytes, NULL))
+        return QUERN_OK;
+    quern_refuse(why, "the device cannot copy %lld bytes", (long long)bytes);
+    return QUERN_DEVICE;
+}
+
+/* ---- Layouts ------------------------------------------------------------------------------- */
+
+static void layout_init(struct qn_layout *layout, const struct quern_shape *shape,
+                        const struct quern_array *bound)
+{
+    layout->count = qn_shape_count(shape);
+    layout->element_bytes = (int64_t)quern_dtype_bytes(shape->dtype);
+    layout->run = 1;
+    layout->outer_rank = shape->rank;
+    for (int d = shape->rank - 1; d >= 0; d--) {
+        if (shape->dims[d] != 1 && bound->strides[d] != layout->run)
+            break;
+        layout->run *= shape->dims[d];
+        layout->outer_rank = d;
+    }
+}
+
+int64_t qn_array_piece(const struct qn_regions *map, int index, int64_t first, int64_t count,
+                       int64_t *offset)
+{
+    const struct qn_layout *layout = &map->layouts[index];
+    int64_t outer = first / layout->run, inside = first % layout->run, element = inside;
+    for (int d = layout->outer_rank - 1; d >= 0; d--) {
+        element += outer % map->shapes[index].dims[d] * map->bound[index].strides[d];
+        outer /= map->shapes[index].dims[d];
+    }
+    *offset = element * layout->element_bytes;
+    return count < layout->run - inside ? count : layout->run - inside;
+}
+
+/* ---- Touched ranges ------------------------------------------------------------------------ */
+
+/* A dense host copy of an integer array; *data is malloc'ed. */
+static int index_array_read(const struct qn_regions *map, int index, void **data,
+                            struct quern_message *why)
+{
+    const struct qn_layout *layout = &map->layouts[index];
+    int64_t span = qn_array_span(&map->shapes[index], &map->bound[index]), offset;
+    char *strided = malloc((size_t)span);
+    char *dense = malloc((size_t)(layout->count * layout->element_bytes));
+    int status = strided && dense ? QUERN_OK : out_of_memory(why, span);
+    if (!status)
+        status = copy_bytes(map, strided, map->bound[index].data, span, why);
+    for (int64_t first = 0; !status && first < layout->count;) {
+        int64_t piece = qn_array_piece(map, index, first, layout->count - first, &offset);
+        memcpy(dense + first * layout->element_bytes, strided + offset,
+               (size_t)(piece * layout->element_bytes));
+        first += piece;
+    }
+    free(strided);
+    *data = status ? NULL : dense;
+    if (status)
+        free(dense);
+    return status;
+}
+
+static bool is_index_array(const struct qn_regions *map, int index)
+{
+    const struct quern_shape *shape = &map->shapes[index];
+    return (shape->role == QUERN_IN || shape->role == QUERN_INOUT) && shape->dtype >= QUERN_I8 &&
+           map->bound[index].data && map->layouts[index].count > 0;
+}
+
+static int touched_check(const struct qn_regions *map, int index, int64_t span,
+                         struct quern_message *why)
+{
+    const struct quern_range *ranges = map->touched[index];
+    int64_t end = 0;
+    bool is_good =
+        map->touched_count[index] >= 0 && map->touched_count[index] <= QUERN_MAX_RANGES;
+    for (int r = 0; is_good && r < map->touched_count[index]; r++) {
+        is_good = ranges[r].begin >= end && ranges[r].end >= ranges[r].begin &&
+                  ranges[r].end <= span;
+        end = ranges[r].end;
+    }
+    if (is_good)
+        return QUERN_OK;
+    quern_refuse(why, "%s: its family's touched ranges are not sorted, disjoint and within %lld",
+                 map->spec.family->arrays[index].name, (long long)span);
+    return QUERN_INTERNAL;
+}
+
+static int touched_find(struct qn_regions *map, struct quern_message *why)
+{
+    const struct quern_family *family = map->spec.family;
+    void *host[QUERN_MAX_ARRAYS] = { NULL };
+    int status = QUERN_OK;
+    for (int i = 0; family->touched && i < family->array_count && !status; i++) {
+        if (is_index_array(map, i))
+            status = index_array_read(map, i, &host[i], why);
+    }
+    for (int i = 0; i < family->array_count && !status; i++) {
+        int64_t span = map->bound[i].data ? qn_array_span(&map->shapes[i], &map->bound[i]) : 0;
+        map->touched[i][0] = (struct quern_range){ 0, span };
+        map->touched_count[i] = span > 0;
+        if (!family->touched || span == 0)
+            continue;
+        map->touched_count[i] = family->touched(&map->spec, map->bound, (const void *const *)host,
+                                                i, map->touched[i]);
+        status = touched_check(map, i, span, why);
+    }
+    for (int i = 0; i < family->array_count; i++)
+        free(host[i]);
+    return status;
+}
+
+/* ---- Regions ------------------------------------------------------------------------------- */
+
+static void region_add(struct qn_regions *map, int index, char *base, int64_t bytes)
+{
+    int last = map->count - 1;
+    struct qn_region *region = &map->regions[last < 0 ? 0 : last];
+    if (last < 0 || base >= region->base + region->bytes) {
+        region = &map->regions[map->count++];
+        region->base = base;
+        region->bytes = 0;
+    }
+    if (base + bytes > region->base + region->bytes)
+        region->bytes = base + bytes - region->base;
+    int role = map->shapes[index].role;
+    region->is_read |= role != QUERN_OUT;
+    region->is_written |= role != QUERN_IN;
+    map->region_of[index] = map->count - 1;
+    map->offset[index] = base - region->base;
+}
+
+/* In order of address, so that overlapping arrays follow each other. */
+static void regions_merge(struct qn_regions *map)
+{
+    int count = map->spec.family->array_count;
+    bool is_done[QUERN_MAX_ARRAYS] = { false };
+    for (;;) {
+        int next = -1;
+        for (int i = 0; i < count; i++) {
+            map->region_of[i] = is_done[i] ? map->region_of[i] : -1;
+            int64_t span = map->bound[i].data ? qn_array_span(&map->shapes[i], &map->bound[i]) : 0;
+            if (is_done[i] || span == 0)
+                continue;
+            if (next < 0 || (char *)map->bound[i].data < (char *)map->bound[next].data)
+                next = i;
+        }
+        if (next < 0)
+            return;
+        region_add(map, next, map->bound[next].data,
+                   qn_array_span(&map->shapes[next], &map->bound[next]));
+        is_done[next] = true;
+    }
+}
+
+static int segment_compare(const void *a, const void *b)
+{
+    const struct qn_segment *left = a, *right = b;
+    return (left->begin > right->begin) - (left->begin < right->begin);
+}
+
+/* The union of the segments, in place; returns its bytes. */
+static int64_t segments_merge(struct qn_region *region)
+{
+    struct qn_segment *segments = region->segments;
+    int kept = 0;
+    int64_t bytes = 0;
+    qsort(segments, (size_t)region->segment_count, sizeof(*segments), segment_compare);
+    for (int i = 0; i < region->segment_count; i++) {
+        struct qn_segment *last = kept ? &segments[kept - 1] : NULL;
+        if (segments[i].begin == segments[i].end)
+            continue;
+        if (!last || segments[i].begin > last->end)
+            segments[kept++] = segments[i];
+        else if (segments[i].end > last->end)
+            last->end = segments[i].end;
+    }
+    region->segment_count = kept;
+    for (int i = 0; i < kept; i++) {
+        segments[i].packed = bytes;
+        bytes += segments[i].end - segments[i].begin;
+    }
+    region->packed_bytes = bytes;
+    return bytes;
+}
+
+static int segments_make(struct qn_regions *map, int index, struct quern_message *why)
+{
+    struct qn_region *region = &map->regions[index];
+    int capacity = 1, count = 0;
+    for (int i = 0; i < map->spec.family->array_count; i++)
+        capacity += map->region_of[i] == index ? map->touched_count[i] : 0;
+    region->segments = calloc((size_t)capacity, sizeof(*region->segments));
+    if (!region->segments)
+        return out_of_memory(why, capacity * (int64_t)sizeof(*region->segments));
+    for (int i = 0; i < map->spec.family->array_count; i++) {
+        for (int r = 0; map->region_of[i] == index && r < map->touched_count[i]; r++) {
+            const struct quern_range *range = &map->touched[i][r];
+            region->segments[count++] = (struct qn_segment){ map->offset[i] + range->begin,
+                                                             map->offset[i] + range->end, 0 };
+        }
+    }
+    region->segment_count = count;
+    int64_t touched = segments_merge(region);
+    region->is_pool = region->bytes > POOL_BYTES && touched < region->bytes / POOL_SHARE;
+    if (!region->is_pool) {
+        region->segment_count = 1;
+        region->segments[0] = (struct qn_segment){ 0, region->bytes, 0 };
+    }
+    for (int i = 0; region->is_pool && i < region->segment_count; i++) {
+        struct qn_segment *segment = &region->segments[i];
+        int64_t room = region->bytes - segment->end;
+        segment->begin -= segment->begin < QN_GUARD_BYTES ? segment->begin : QN_GUARD_BYTES;
+        segment->end += room < QN_GUARD_BYTES ? room : QN_GUARD_BYTES;
+    }
+    segments_merge(region);
+    return QUERN_OK;
+}
+
+int qn_regions_init(struct qn_regions *map, struct quern_context *ctx,
+                    const struct quern_spec *spec, const struct quern_array *bound,
+                    struct quern_message *why)
+{
+    int array_count = spec->family->array_count;
+    memset(map, 0, sizeof(*map));
+    map->ctx = ctx;
+    map->spec = *spec;
+    for (int i = 0; i < array_count; i++) {
+        map->bound[i] = bound[i];
+        spec->family->shape(spec, i, &map->shapes[i]);
+        if (map->shapes[i].role == QUERN_ABSENT)
+            map->bound[i].data = NULL;
+        else
+            layout_init(&map->layouts[i], &map->shapes[i], &bound[i]);
+    }
+    int status = touched_find(map, why);
+    if (!status)
+        regions_merge(map);
+    for (int r = 0; r < map->count && !status; r++)
+        status = segments_make(map, r, why);
+    if (status)
+        qn_regions_fini(map);
+    return status;
+}
+
+void qn_regions_fini(struct qn_regions *map)
+{
+    for (int r = 0; r < map->count; r++)
+        free(map->regions[r].segments);
+    map->count = 0;
+}
+
+void qn_place_bound(const struct qn_regions *map, struct qn_place *place)
+{
+    for (int r = 0; r < map->count; r++)
+        place->base[r] = map->regions[r].base;
+}
+
+void qn_place_arrays(const struct qn_regions *map, const struct qn_place *place,
+                     struct quern_array arrays[QUERN_MAX_ARRAYS])
+{
+    for (int i = 0; i < map->spec.family->array_count; i++) {
+        arrays[i] = map->bound[i];
+        if (map->region_of[i] >= 0)
+            arrays[i].data = place->base[map->region_of[i]] + map->offset[i];
+    }
+}
+
+/* ---- Images -------------------------------------------------------------------------------- */
+
+int qn_image_init(const struct qn_regions *map, enum qn_image_which which, struct qn_image *image,
+                  struct quern_message *why)
+{
+    memset(image, 0, sizeof(*image));
+    for (int r = 0; r < map->count; r++) {
+        const struct qn_region *region = &map->regions[r];
+        if (which == QN_IMAGE_WRITTEN && !region->is_written)
+            continue;
+        image->data[r] = malloc((size_t)region->packed_bytes + 1);
+        if (!image->data[r]) {
+            qn_image_fini(image);
+            return out_of_memory(why, region->packed_bytes);
+        }
+    }
+    return QUERN_OK;
+}
+
+void qn_image_fini(struct qn_image *image)
+{
+    for (int r = 0; r < QUERN_MAX_ARRAYS; r++)
+        free(image->data[r]);
+    memset(image, 0, sizeof(*image));
+}
+
+int qn_image_read(const struct qn_regions *map, const struct qn_place *place,
+                  struct qn_image *image, struct quern_message *why)
+{
+    for (int r = 0; r < map->count; r++) {
+        const struct qn_region *region = &map->regions[r];
+        for (int s = 0; image->data[r] && s < region->segment_count; s++) {
+            const struct qn_segment *segment = &region->segments[s];
+            QN_TRY(copy_bytes(map, image->data[r] + segment->packed,
+                              place->base[r] + segment->begin, segment->end - segment->begin,
+                              why));
+        }
+    }
+    return QUERN_OK;
+}
+
+int qn_image_write(const struct qn_regions *map, const struct qn_place *place,
+                   const struct qn_image *image, struct quern_message *why)
+{
+    for (int r = 0; r < map->count; r++) {
+        const struct qn_region *region = &map->regions[r];
+        for (int s = 0; image->data[r] && s < region->segment_count; s++) {
+            const struct qn_segment *segment = &region->segments[s];
+            QN_TRY(copy_bytes(map, place->base[r] + segment->begin,
+                              image->data[r] + segment->packed, segment->end - segment->begin,
+                              why));
+        }
+    }
+    return QUERN_OK;
+}
+
+void qn_image_copy(const struct qn_regions *map, const struct qn_image *from, struct qn_image *to)
+{
+    for (int r = 0; r < map->count; r++) {
+        if (from->data[r] && to->data[r])
+            memcpy(to->data[r], from->data[r], (size_t)map->regions[r].packed_bytes);
+    }
+}
+
+char *qn_image_at(const struct qn_regions *map, const struct qn_image *image, int index,
+                  int64_t offset, int64_t bytes)
+{
+    if (map->region_of[index] < 0 || !image->data[map->region_of[index]])
+        return NULL;
+    const struct qn_region *region = &map->regions[map->region_of[index]];
+    int64_t begin = map->offset[index] + offset;
+    int low = 0, high = region->segment_count - 1;
+    while (low < high) { /* the last segment that begins at or before it */
+        int middle = (low + high + 1) / 2;
+        if (region->segments[middle].begin <= begin)
+            low = middle;
+        else
+            high = middle - 1;
+    }
+    if (high < 0)
+        return NULL;
+    const struct qn_segment *segment = &region->segments[low];
+    if (begin < segment->begin || begin + bytes > segment->end)
+        return NULL;
+    return image->data[map->region_of[index]] + segment->packed + (begin - segment->begin);
+}
+
+/* ---- What may change ----------------------------------------------------------------------- */
+
+/* Every contiguous piece of an array's elements inside its touched ranges. */
+static void each_piece(const struct qn_regions *map, int index,
+                       void (*visit)(void *user, int64_t offset, int64_t bytes), void *user)
+{
+    const struct qn_layout *layout = &map->layouts[index];
+    for (int64_t first = 0; first < layout->count;) {
+        int64_t offset;
+        int64_t piece = qn_array_piece(map, index, first, layout->count - first, &offset);
+        int64_t end = offset + piece * layout->element_bytes;
+        for (int r = 0; r < map->touched_count[index]; r++) {
+            const struct quern_range *range = &map->touched[index][r];
+            int64_t from = range->begin > offset ? range->begin : offset;
+            int64_t to = range->end < end ? range->end : end;
+            if (from < to)
+                visit(user, from, to - from);
+        }
+        first += piece;
+    }
+}
+
+bool qn_is_poisoned(const struct qn_regions *map, int index)
+{
+    return map->shapes[index].role == QUERN_OUT && map->region_of[index] >= 0 &&
+           !map->regions[map->region_of[index]].is_read;
+}
+
+unsigned char qn_poison_byte(int dtype, int round)
+{
+    if (qn_dtype_is_float(dtype))
+        return 0xff;
+    return round & 1 ? 0x5a : 0xa5;
+}
+
+struct poisoner {
+    const struct qn_regions *map;
+    struct qn_image *image;
+    int index;
+    unsigned char byte;
+};
+
+static void poison_piece(void *user, int64_t offset, int64_t bytes)
+{
+    const struct poisoner *poisoner = user;
+    memset(qn_image_at(poisoner->map, poisoner->image, poisoner->index, offset, bytes),
+           poisoner->byte, (size_t)bytes);
+}
+
+void qn_image_poison(const struct qn_regions *map, struct qn_image *image, int round)
+{
+    for (int i = 0; i < map->spec.family->array_count; i++) {
+        struct poisoner poisoner = { map, image, i, qn_poison_byte(map->shapes[i].dtype, round) };
+        if (qn_is_poisoned(map, i))
+            each_piece(map, i, poison_piece, &poisoner);
+    }
+}
+
+struct masker {
+    const struct qn_regions *map;
+    const struct qn_image *before;
+    struct qn_image *after;
+    int index;
+};
+
+static void mask_piece(void *user, int64_t offset, int64_t bytes)
+{
+    const struct masker *masker = user;
+    memcpy(qn_image_at(masker->map, masker->after, masker->index, offset, bytes),
+           qn_image_at(masker->map, masker->before, masker->index, offset, bytes), (size_t)bytes);
+}
+
+/* Names the array whose span the first differing byte of region r lies in. */
+static int refuse_byte(const struct qn_regions *map, int r, int64_t at, struct quern_message *why)
+{
+    for (int i = 0; i < map->spec.family->array_count; i++) {
+        int64_t offset = at - map->offset[i];
+        if (map->region_of[i] != r || offset < 0 ||
+            offset >= qn_array_span(&map->shapes[i], &map->bound[i]))
+            continue;
+        bool is_input = map->shapes[i].role == QUERN_IN;
+        quern_refuse(why, "%s: byte %lld was written, %s", map->spec.family->arrays[i].name,
+                     (long long)offset,
+                     is_input ? "but it is an input" : "which no element of an output covers");
+        return QUERN_CHECK_FAILED;
+    }
+    quern_refuse(why, "byte %lld between the arrays was written", (long long)at);
+    return QUERN_CHECK_FAILED;
+}
+
+static int64_t first_difference(const char *a, const char *b, int64_t bytes)
+{
+    int64_t i = 0;
+    while (i < bytes && a[i] == b[i])
+        i++;
+    return i;
+}
+
+static int compare_segment(const struct qn_regions *map, const struct qn_place *place,
+                           const struct qn_image *before, int r, const struct qn_segment *segment,
+                           const char *after, char *chunk, struct quern_message *why)
+{
+    for (int64_t at = segment->begin; at < segment->end; at += CHUNK_BYTES) {
+        int64_t bytes = segment->end - at < CHUNK_BYTES ? segment->end - at : CHUNK_BYTES;
+        int64_t packed = segment->packed + (at - segment->begin);
+        const char *now = after ? after + packed : chunk;
+        if (!after)
+            QN_TRY(copy_bytes(map, chunk, place->base[r] + at, bytes, why));
+        if (memcmp(before->data[r] + packed, now, (size_t)bytes))
+            return refuse_byte(map, r, at + first_difference(before->data[r] + packed, now, bytes),
+                               why);
+    }
+    return QUERN_OK;
+}
+
+int qn_regions_compare(const struct qn_regions *map, const struct qn_place *place,
+                       const struct qn_image *before, struct qn_image *after,
+                       struct quern_message *why)
+{
+    int status = QUERN_OK;
+    char *chunk = malloc(CHUNK_BYTES);
+    if (!chunk)
+        return out_of_memory(why, CHUNK_BYTES);
+    for (int i = 0; i < map->spec.family->array_count; i++) {
+        struct masker masker = { map, before, after, i };
+        bool is_written = map->shapes[i].role == QUERN_OUT || map->shapes[i].role == QUERN_INOUT;
+        if (is_written && map->region_of[i] >= 0)
+            each_piece(map, i, mask_piece, &masker);
+    }
+    for (int r = 0; r < map->count && !status; r++) {
+        const struct qn_region *region = &map->regions[r];
+        for (int s = 0; s < region->segment_count && !status; s++)
+            status = compare_segment(map, place, before, r, &region->segments[s], after->data[r],
+                                     chunk, why);
+    }
+    free(chunk);
+    return status;
+}

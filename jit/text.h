@@ -1,0 +1,20 @@
+/* A growing text. A failed append marks it and later ones do nothing, so that a writer checks once,
+ * at the end. */
+#ifndef QN_TEXT_H
+#define QN_TEXT_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+struct qn_text {
+    char *data; /* terminated; NULL while empty */
+    size_t bytes, capacity;
+    bool is_failed; /* memory ran out */
+};
+
+void qn_text_append(struct qn_text *text, const void *data, size_t bytes);
+void qn_text_print(struct qn_text *text, const char *format, ...)
+    __attribute__((format(printf, 2, 3)));
+void qn_text_fini(struct qn_text *text);
+
+#endif

@@ -1,0 +1,80 @@
+/* Pack matrices into rows or panels of 32-bit units (dot_units.h), zero-padded along k.
+ *
+ *   rows    dst[i][p]                 unit p of row i            (the operand that is broadcast)
+ *   panel   dst[p][c]                 unit p of column c, c < width  (the operand of whole vectors)
+ *
+ * Sources are row-major: "nk" has k innermost and is transposed into a panel, "kn" has n
+ * innermost. Only the stated elements are read. `width` is a constant multiple of VW. */
+#ifndef QN_CPU_PACK_UNITS_H
+#define QN_CPU_PACK_UNITS_H
+#include "common/cpu/dot_units.h"
+#include "common/cpu/transpose.h"
+
+/* One row of k elements to `units` units. */
+INLINE void pack_row(uint32_t *dst, int dtype, const void *src, int64_t k, int64_t units)
+{
+    for (int64_t p = 0; p < units; p += VW)
+        store_u32(dst + p, load_some_units(dtype, element(dtype, src, p * UNIT_K), k - p * UNIT_K));
+}
+
+/* `columns` <= width rows of b[n][k] to a panel of `units` rows. */
+INLINE void pack_panel_nk(uint32_t *dst, int width, int dtype, const void *src, int64_t stride,
+                          int64_t columns, int64_t k, int64_t units)
+{
+    for (int c = 0; c < width; c += VW) {
+        const void *group = element(dtype, src, c * stride);
+        for (int64_t p = 0; p < units; p += VW) {
+            vec_u32 square[VW];
+            int64_t left = k - p * UNIT_K;
+            const void *corner = element(dtype, group, p * UNIT_K);
+            if (columns - c >= VW && left >= VEC_K) {
+                UNROLL for (int i = 0; i < VW; i++)
+                    square[i] = load_units(dtype, element(dtype, corner, i * stride));
+            } else {
+                for (int i = 0; i < VW; i++)
+                    square[i] = load_some_units(dtype, element(dtype, corner, i * stride),
+                                                c + i < columns ? left : 0);
+            }
+            transpose(square);
+            UNROLL for (int i = 0; i < VW; i++) store_u32(dst + (p + i) * width + c, square[i]);
+        }
+    }
+}
+
+/* VW columns of one row of b[k][n], widened to 32 bits; those past `columns` are zero. */
+INLINE vec_u32 load_columns(int dtype, const void *p, int64_t columns)
+{
+    if (columns <= 0) return (vec_u32){0};
+    if (!IS_PAIRED)
+        return (vec_u32)(columns < VW ? load_part_as_f32(dtype, p, columns)
+                                      : load_as_f32(dtype, p));
+    uint16_t buffer[VW] = {0};
+    if (columns < VW) {
+        __builtin_memcpy(buffer, p, columns * 2);
+        p = buffer;
+    }
+    return __builtin_convertvector(load_u16(p), vec_u32);
+}
+
+/* `columns` columns of b[k][n] to as many panels as they need, one every panel_units rows. All
+ * panels are filled at once: the source is read row by row, in runs as long as possible. */
+INLINE void pack_panels_kn(uint32_t *dst, int width, int64_t panel_units, int dtype,
+                           const void *src, int64_t stride, int64_t columns, int64_t k,
+                           int64_t units)
+{
+    for (int64_t p = 0; p < units; p++) {
+        const void *row = element(dtype, src, p * UNIT_K * stride);
+        for (int64_t j = 0; j < columns; j += width)
+            for (int c = 0; c < width; c += VW) {
+                const void *first = element(dtype, row, j + c);
+                int64_t left = columns - j - c;
+                vec_u32 unit = load_columns(dtype, first, p * UNIT_K < k ? left : 0);
+                if (IS_PAIRED) {
+                    const void *second = element(dtype, first, stride);
+                    unit |= load_columns(dtype, second, p * 2 + 1 < k ? left : 0) << 16;
+                }
+                store_u32(dst + j * panel_units + p * width + c, unit);
+            }
+    }
+}
+#endif

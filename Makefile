@@ -5,7 +5,7 @@
 #   jit/ cache/ templates/*/*.c --------------------------------------+--> $(B)/libquern.{so,a}
 #   tools/ examples/ bench/ tests/ ----------------------------------------> programs linked to it
 #
-# Sources are found by wildcard: a new module, family, test or example needs no line here.
+# Sources are found by wildcard: a module, family, test or example needs no line here.
 ifeq ($(MAKELEVEL),0)
 MAKEFLAGS := $(MAKEFLAGS) --no-print-directory -j$(shell nproc)
 endif
@@ -17,13 +17,12 @@ LIBDIR ?= $(PREFIX)/lib
 INCLUDEDIR ?= $(PREFIX)/include
 HOSTCC ?= cc
 CLANG_FORMAT ?= clang-format-14
-INSTALL ?= install
 Q := $(if $(V),,@)
 
 VERSION := $(shell sed -n 's/^\#define QUERN_VERSION "\(.*\)"/\1/p' include/quern.h)
 SONAME := libquern.so.0
 
-QN_CPPFLAGS := -Iinclude -I$(B)/include -I. -D_GNU_SOURCE $(CPPFLAGS)
+QN_CPPFLAGS := -Iinclude -I$(B)/include -I. -D_GNU_SOURCE= $(CPPFLAGS)
 CFLAGS ?= -O2 -g
 QN_CFLAGS := -std=gnu11 $(CFLAGS) -fPIC -fopenmp -fvisibility=hidden -Wall -Wextra -Wshadow \
 	-Wstrict-prototypes -Wmissing-prototypes -Wvla \
@@ -40,10 +39,11 @@ DEFS := $(filter-out %_cases.def,$(wildcard templates/*/*.def))
 CASES := $(wildcard templates/*/*_cases.def)
 FAMILIES := $(sort $(basename $(notdir $(DEFS))))
 HEADERS := $(FAMILIES:%=$(B)/include/quern/%.h)
-DEVICE_SOURCES := $(sort $(shell find templates -name '*_cpu.c' -o -name '*.cu' -o -name '*.cuh' \
-	-o -name '*.h'))
-LIB_SOURCES := $(wildcard jit/*.c jit/*/*.c cache/*.c) \
-	$(filter-out %_cpu.c,$(wildcard templates/*/*.c))
+HOST_TEMPLATES := $(filter-out %_cpu.c,$(wildcard templates/*/*.c))
+# Device code is embedded. A header is the host's where a .c of its name is beside it.
+DEVICE_SOURCES := $(filter-out $(HOST_TEMPLATES:.c=.h),$(sort $(shell find templates \
+	-name '*_cpu.c' -o -name '*.cu' -o -name '*.cuh' -o -name '*.h')))
+LIB_SOURCES := $(wildcard jit/*.c jit/*/*.c cache/*.c) $(HOST_TEMPLATES)
 LIB_OBJECTS := $(LIB_SOURCES:%.c=$(B)/obj/%.o) \
 	$(patsubst %,$(B)/obj/gen/%.o,templates schema families)
 TOOL_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(filter-out tools/gen_% tools/embed%,\
@@ -62,7 +62,7 @@ FORMATTED = $(shell find include jit cache templates tools bench examples tests 
 
 all: $(B)/libquern.so $(B)/libquern.a $(B)/quern $(EXAMPLES) ## build the library, the CLI, examples
 objects: $(LIB_OBJECTS) ## only compile the library (to try a cross compiler with CC=)
-tests: $(SUITES) $(PLUGINS)
+tests: $(SUITES) $(PLUGINS) ## only build the suites
 .PHONY: all objects tests demo test test-all check-gpu check-san bench layers format format-check \
 	install deps help clean FORCE
 .SECONDARY:
@@ -91,18 +91,18 @@ $(B)/include/quern/$(basename $(notdir $1)).h: $1 tools/gen_header.c include/que
 		include/quern/family.h include/quern.h | $(B)/gen/ $(B)/include/quern/
 	@echo "  HEADER  $$@"
 	$(Q)$(HOSTCC) -std=gnu11 -Iinclude -I. -DQUERN_DEF='"$1"' \
-	-DFAMILY='"$(basename $(notdir $1))"' tools/gen_header.c -o $(B)/gen/header_$(basename $(notdir $1))
+	-DFAMILY='"$(basename $(notdir $1))"' tools/gen_header.c \
+	-o $(B)/gen/header_$(basename $(notdir $1))
 	$(Q)$(B)/gen/header_$(basename $(notdir $1)) > $$@
 endef
 $(foreach def,$(DEFS),$(eval $(call header_rule,$(def))))
 
 # Rewritten only when what they hold changes: the list of sources, and the flags.
+remember = @echo '$1' | cmp -s - $@ || echo '$1' > $@
 $(B)/gen/inputs: FORCE | $(B)/gen/
-	@echo '$(LIB_SOURCES) $(DEVICE_SOURCES) $(DEFS) $(CASES)' | cmp -s - $@ || \
-	echo '$(LIB_SOURCES) $(DEVICE_SOURCES) $(DEFS) $(CASES)' > $@
+	$(call remember,$(LIB_SOURCES) $(DEVICE_SOURCES) $(DEFS) $(CASES))
 $(B)/gen/flags: FORCE | $(B)/gen/
-	@echo '$(CC) $(QN_CPPFLAGS) $(QN_CFLAGS) $(LDFLAGS) $(LIBS)' | cmp -s - $@ || \
-	echo '$(CC) $(QN_CPPFLAGS) $(QN_CFLAGS) $(LDFLAGS) $(LIBS)' > $@
+	$(call remember,$(CC) $(QN_CPPFLAGS) $(QN_CFLAGS) $(LDFLAGS) $(LIBS))
 %/:
 	@mkdir -p $@
 
@@ -146,7 +146,8 @@ $(PLUGINS): $(B)/%.so: $(B)/obj/%.o
 
 deps: ## install what building, the demo and the tests need (says what it does)
 	@tools/deps.sh base
-demo: ## install what is missing, build, run the main job twice, print the table
+demo: deps ## install what is missing, build, run the main job twice, print the table
+	@$(MAKE) all
 	@tools/demo.sh $(B)
 test: deps ## install what is missing, build, run every suite that needs no device
 	@$(MAKE) all tests
@@ -156,13 +157,13 @@ test-all: ## `make test` with nothing sampled: every config of every case
 check-gpu: ## every case on a device (CK_NOFORK, one suite at a time)
 	@$(MAKE) all $(GPU_SUITES)
 	@CK_FORK=no JOBS=1 tools/run_tests.sh $(B) $(GPU_SUITES)
+sanitized = $(MAKE) B=$(B)/$1 SANITIZE=$2 all tests && \
+	$3 TEST_TIMEOUT=900 tools/run_tests.sh $(B)/$1 $(SUITES:$(B)/%=$(B)/$1/%)
 check-san: ## the C suites under ASan and UBSan, then under TSan
-	@$(MAKE) B=$(B)/asan SANITIZE=address,undefined all tests
-	@tools/run_tests.sh $(B)/asan $(SUITES:$(B)/%=$(B)/asan/%)
-	@$(MAKE) B=$(B)/tsan SANITIZE=thread all tests
-	@tools/run_tests.sh $(B)/tsan $(SUITES:$(B)/%=$(B)/tsan/%)
-bench: ## compare with OpenBLAS and oneDNN on this machine
-	@tools/deps.sh base bench
+	+@$(call sanitized,asan,address$(,)undefined,UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1)
+	+@$(call sanitized,tsan,thread,TSAN_OPTIONS=suppressions=tests/tsan.supp)
+bench: deps ## compare with OpenBLAS and oneDNN on this machine
+	-@tools/deps.sh bench
 	@$(MAKE) all $(BENCHES)
 	@for b in $(BENCHES); do $$b || exit 1; done
 layers: ## check the #include edges against the layout
@@ -170,26 +171,28 @@ layers: ## check the #include edges against the layout
 format: ## reformat every C and CUDA source
 	@tools/deps.sh format
 	@$(CLANG_FORMAT) -i $(FORMATTED)
-format-check: ## fail if `make format` would change something
+format-check: ## fail if `make format` would change something or a line is over 100
 	@tools/deps.sh format
 	@$(CLANG_FORMAT) --dry-run --Werror $(FORMATTED)
+	@! LC_ALL=C.UTF-8 grep -nE '.{101}' $(FORMATTED)
 
 install: all $(B)/installed/quern ## install below PREFIX (/usr/local); DESTDIR is honoured
-	$(INSTALL) -d $(addprefix $(DESTDIR),$(BINDIR) $(LIBDIR)/pkgconfig $(INCLUDEDIR)/quern \
+	install -d $(addprefix $(DESTDIR),$(BINDIR) $(LIBDIR)/pkgconfig $(INCLUDEDIR)/quern \
 		$(PREFIX)/share/doc/quern)
-	$(INSTALL) $(B)/installed/quern $(DESTDIR)$(BINDIR)/quern
-	$(INSTALL) -m 644 $(B)/$(SONAME) $(DESTDIR)$(LIBDIR)/libquern.so.$(VERSION)
+	install $(B)/installed/quern $(DESTDIR)$(BINDIR)/quern
+	install -m 644 $(B)/$(SONAME) $(DESTDIR)$(LIBDIR)/libquern.so.$(VERSION)
 	ln -sf libquern.so.$(VERSION) $(DESTDIR)$(LIBDIR)/$(SONAME)
 	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libquern.so
-	$(INSTALL) -m 644 $(B)/libquern.a $(DESTDIR)$(LIBDIR)/
-	$(INSTALL) -m 644 include/quern.h $(DESTDIR)$(INCLUDEDIR)/
-	$(INSTALL) -m 644 include/quern/*.h $(HEADERS) $(DESTDIR)$(INCLUDEDIR)/quern/
-	$(INSTALL) -m 644 LICENSE README.md $(DESTDIR)$(PREFIX)/share/doc/quern/
+	install -m 644 $(B)/libquern.a $(DESTDIR)$(LIBDIR)/
+	install -m 644 include/quern.h $(DESTDIR)$(INCLUDEDIR)/
+	install -m 644 include/quern/*.h $(HEADERS) $(DESTDIR)$(INCLUDEDIR)/quern/
+	install -m 644 LICENSE README.md $(DESTDIR)$(PREFIX)/share/doc/quern/
 	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|' \
 		-e 's|@VERSION@|$(VERSION)|' quern.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/quern.pc
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | awk -F'|' '{printf "  %-12s %s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
+	awk -F'|' '{ printf "  %-12s %s\n", $$1, $$2 }'
 	@echo "Variables: V=1 WERROR=1 STATIC=1 SANITIZE=... CC CFLAGS B PREFIX DESTDIR"
 clean: ## remove $(B)
 	rm -rf $(B)

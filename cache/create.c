@@ -3,7 +3,9 @@
  *   1. remove what is left beside the place: a -wal of a file that somebody deleted would be replayed
  *      into the new one
  *   2. PATH.new: made with mode 0600, schema, then WAL; closed, which leaves one file
- *   3. rename to PATH
+ *   3. one fsync, in place of one a statement: a file of this name that does not outlive a power cut
+ *      whole would be a damaged store
+ *   4. rename to PATH
  *
  * All of it under the lock of qn_place_lock(). Switching a file to WAL wants it alone and does not wait
  * (a busy timeout does not cover it), which is why it is done here, once, on a file that no other
@@ -11,7 +13,6 @@
  */
 #include "cache/db.h"
 
-#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -34,6 +35,9 @@ static int fill(const struct qn_place *place, const char *name, char *error, siz
     int rc = sqlite3_open_v2(name, &sqlite, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOFOLLOW, NULL);
 
     if (!rc) {
+        rc = qn_db_script(sqlite, "PRAGMA synchronous = OFF");
+    }
+    if (!rc) {
         rc = qn_db_script(sqlite, qn_schema_sql);
     }
     if (!rc && !place->is_network) {
@@ -49,8 +53,8 @@ static int fill(const struct qn_place *place, const char *name, char *error, siz
 
 int qn_db_create(const struct qn_place *place, char *error, size_t error_bytes)
 {
-    static const char *const stale[] = {"-wal",         "-shm",     "-journal", ".new",
-                                        ".new-journal", ".new-wal", ".new-shm"};
+    static const char *const stale[] = { "-wal",         "-shm",     "-journal", ".new",
+                                         ".new-journal", ".new-wal", ".new-shm" };
     char *name = qn_place_beside(place, ".new");
     int rc = SQLITE_NOMEM;
 
@@ -59,15 +63,14 @@ int qn_db_create(const struct qn_place *place, char *error, size_t error_bytes)
     }
     int fd = name ? open(name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600) : -1;
     if (fd >= 0) {
-        close(fd);
         rc = fill(place, name, error, error_bytes);
-    } else if (name) {
-        rc = qn_place_is_unwritable(errno) ? SQLITE_READONLY : SQLITE_CANTOPEN;
-        snprintf(error, error_bytes, "cache=%s: cannot be created: %m", place->path);
     }
-    if (!rc && rename(name, place->real)) {
+    if (fd < 0 || (!rc && (fsync(fd) || rename(name, place->real)))) {
         rc = SQLITE_IOERR;
         snprintf(error, error_bytes, "cache=%s: cannot be created: %m", place->path);
+    }
+    if (fd >= 0) {
+        close(fd);
     }
     if (rc) {
         remove_beside(place, ".new");

@@ -55,16 +55,24 @@ static char *immutable_uri(const char *path)
     return uri;
 }
 
-/* A file that may not be written: if nobody has a -wal beside it, nobody is writing it, and `immutable`
- * spares SQLite the -shm that it could not create there. With a -wal, its newest rows are in that. */
+/* A file that may not be written. Without a -wal beside it nobody is writing it, and `immutable` spares
+ * SQLite the -shm that it would make. With a -wal the newest rows are in that, and a -shm is needed;
+ * where there is none and none can be made, the rows of the last checkpoint must do. */
+static int is_immutable(const struct qn_place *place)
+{
+    int can_use_wal = !place->is_folder_read_only || qn_place_has(place, "-shm");
+
+    return place->is_read_only && !(can_use_wal && qn_place_has(place, "-wal"));
+}
+
 static int open_handle(const struct qn_place *place, sqlite3 **sqlite)
 {
     if (!place->real) {
-        return sqlite3_open_v2(":memory:", sqlite, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX, NULL);
+        return sqlite3_open_v2(":memory:", sqlite, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX,
+                               NULL);
     }
-    int is_immutable = place->is_read_only && !qn_place_has(place, "-wal");
     int flags = SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_NOFOLLOW;
-    char *uri = is_immutable ? immutable_uri(place->real) : NULL;
+    char *uri = is_immutable(place) ? immutable_uri(place->real) : NULL;
 
     flags |= place->is_read_only ? SQLITE_OPEN_READONLY : SQLITE_OPEN_READWRITE;
     flags |= uri ? SQLITE_OPEN_URI : 0;
@@ -83,7 +91,7 @@ static uint32_t big_endian(const unsigned char *bytes)
 static enum qn_open_status check_header(const struct qn_place *place, sqlite3 *sqlite, char *error,
                                         size_t error_bytes)
 {
-    unsigned char header[HEADER_BYTES] = {0};
+    unsigned char header[HEADER_BYTES] = { 0 };
     sqlite3_file *file = NULL;
 
     sqlite3_file_control(sqlite, "main", SQLITE_FCNTL_FILE_POINTER, &file);
@@ -259,7 +267,7 @@ static sqlite3_stmt *prepared(struct qn_db *db, const char *sql)
 
 struct qn_query qn_query(struct qn_db *db, const char *sql)
 {
-    struct qn_query query = {.db = db, .stmt = db->rc ? NULL : prepared(db, sql)};
+    struct qn_query query = { .db = db, .stmt = db->rc ? NULL : prepared(db, sql) };
 
     return query;
 }

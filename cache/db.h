@@ -21,7 +21,7 @@
 
 #include <sqlite3.h>
 
-#define QN_DB_STATEMENTS 40       /* distinct SQL texts of the store, at most */
+#define QN_DB_STATEMENTS 40          /* distinct SQL texts of the store, at most */
 #define QN_APPLICATION_ID 1364546126 /* "QURN" */
 
 extern const char qn_schema_sql[]; /* cache/schema.sql, embedded by the build */

@@ -62,14 +62,11 @@ static int make_folders(char *path)
 {
     for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
         *slash = 0;
-        int rc = mkdir(path, 0700);
-        /* A folder that exists answers EEXIST, or before that what its parent's mode or mount says. */
-        if (rc && errno != EEXIST && access(path, F_OK) == 0) {
-            rc = 0;
-        }
-        int code = errno;
+        int code = mkdir(path, 0700) ? errno : 0;
+        /* A folder that exists says EEXIST, or what its parent's mount says before that. */
+        int is_there = !code || code == EEXIST || access(path, F_OK) == 0;
         *slash = '/';
-        if (rc && code != EEXIST) {
+        if (!is_there) {
             errno = code;
             return -1;
         }
@@ -198,10 +195,11 @@ static int is_trusted(const struct qn_place *place, const char *name, const stru
                  "is in it gets executed",
                  place->path, name, (unsigned)st->st_uid, (unsigned)geteuid());
     } else if (st->st_mode & (S_IWGRP | S_IWOTH)) {
-        snprintf(error, error_bytes,
-                 "cache=%s: %s has mode=%04o, others may write it; allowed: chmod 600, since what is "
-                 "in it gets executed",
-                 place->path, name, (unsigned)st->st_mode & 07777);
+        snprintf(
+            error, error_bytes,
+            "cache=%s: %s has mode=%04o, others may write it; allowed: chmod 600, since what is "
+            "in it gets executed",
+            place->path, name, (unsigned)st->st_mode & 07777);
     } else {
         return 1;
     }
@@ -211,7 +209,7 @@ static int is_trusted(const struct qn_place *place, const char *name, const stru
 /* The files that SQLite would take pages from. */
 static int are_companions_trusted(const struct qn_place *place, char *error, size_t error_bytes)
 {
-    static const char *const suffixes[] = {"-wal", "-shm", "-journal"};
+    static const char *const suffixes[] = { "-wal", "-shm", "-journal" };
     int is_good = 1;
 
     for (size_t i = 0; i < sizeof suffixes / sizeof *suffixes && is_good; i++) {
@@ -261,7 +259,8 @@ enum qn_place_status qn_place_look(struct qn_place *place, char *error, size_t e
     }
     place->device = st.st_dev;
     place->inode = st.st_ino;
-    place->is_read_only = !may_write(place->real, st.st_mode) || !may_write_folder(place);
+    place->is_folder_read_only = !may_write_folder(place);
+    place->is_read_only = place->is_folder_read_only || !may_write(place->real, st.st_mode);
     return QN_PLACE_FOUND;
 }
 
@@ -271,7 +270,7 @@ enum qn_place_status qn_place_look(struct qn_place *place, char *error, size_t e
  * holder that was stopped delays a caller by timeout_s and not for ever. */
 int qn_place_lock(const struct qn_place *place, double timeout_s)
 {
-    const struct timespec pause = {.tv_nsec = 2 * 1000 * 1000};
+    const struct timespec pause = { .tv_nsec = 2 * 1000 * 1000 };
     char *name = qn_place_beside(place, ".lock");
     int fd = name ? open(name, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600) : -1;
     int rc = -1;

@@ -10,8 +10,9 @@ struct qn_place {
     char *path;       /* as the user gave it: for messages */
     char *real;       /* absolute, its folder without symbolic links; NULL: in memory */
     int is_read_only; /* the file, or its folder, may not be written */
-    int is_network;   /* on a network file system */
-    dev_t device;     /* with inode: the file that qn_place_look() saw */
+    int is_folder_read_only;
+    int is_network; /* on a network file system */
+    dev_t device;   /* with inode: the file that qn_place_look() saw */
     ino_t inode;
 };
 

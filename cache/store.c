@@ -50,7 +50,8 @@ struct qn_store {
     struct qn_store_options options; /* path is not used: place.path */
     struct qn_place place;
     pid_t pid;
-    int is_forgetful; /* asked for a file and got memory: nothing outlives the process */
+    int was_set_aside; /* while opening: once is enough, a disk that damages a new file will go on */
+    int is_forgetful;  /* asked for a file and got memory: nothing outlives the process */
     struct qn_tally tally;
 
     pthread_mutex_t mutex; /* guards idle */
@@ -82,11 +83,11 @@ __attribute__((format(printf, 3, 4))) static void say(struct qn_store *store, in
 /* The next thing to do on the way to an open store. */
 enum open_step { OPEN_AGAIN, OPEN_DONE, OPEN_IN_MEMORY, OPEN_ERROR };
 
-static enum open_step locked_out(struct qn_store *store, int code, char *error, size_t error_bytes)
+static enum open_step locked_out(struct qn_store *store, char *error, size_t error_bytes)
 {
-    snprintf(error, error_bytes, "cache=%s: %s.lock cannot be locked: %s", store->place.path,
-             store->place.path, strerror(code));
-    return qn_place_is_unwritable(code) ? OPEN_IN_MEMORY : OPEN_ERROR;
+    snprintf(error, error_bytes, "cache=%s: %s.lock cannot be locked: %m", store->place.path,
+             store->place.path);
+    return OPEN_IN_MEMORY;
 }
 
 /* Looked at again under the lock: another process may have made it meanwhile. */
@@ -96,7 +97,7 @@ static enum open_step create(struct qn_store *store, char *error, size_t error_b
     int rc = SQLITE_OK;
 
     if (lock < 0) {
-        return locked_out(store, errno, error, error_bytes);
+        return locked_out(store, error, error_bytes);
     }
     if (qn_place_look(&store->place, error, error_bytes) == QN_PLACE_EMPTY) {
         rc = qn_db_create(&store->place, error, error_bytes);
@@ -110,9 +111,11 @@ static enum open_step create(struct qn_store *store, char *error, size_t error_b
 
 static enum open_step set_aside(struct qn_store *store, char *error, size_t error_bytes)
 {
-    int lock = store->place.is_read_only ? -1 : qn_place_lock(&store->place, LOCK_TIMEOUT_S);
+    int is_allowed = !store->place.is_read_only && !store->was_set_aside;
+    int lock = is_allowed ? qn_place_lock(&store->place, LOCK_TIMEOUT_S) : -1;
     int rc = -1;
 
+    store->was_set_aside = 1;
     if (lock >= 0) {
         rc = qn_place_set_aside(&store->place);
         close(lock);
@@ -129,7 +132,7 @@ static enum open_step set_aside(struct qn_store *store, char *error, size_t erro
 
 static enum open_step open_found(struct qn_store *store, char *error, size_t error_bytes)
 {
-    const struct timespec pause = {.tv_nsec = 5 * 1000 * 1000};
+    const struct timespec pause = { .tv_nsec = 5 * 1000 * 1000 };
 
     switch (qn_db_open(&store->place, &store->idle, error, error_bytes)) {
     case QN_OPEN_DONE:
@@ -139,6 +142,8 @@ static enum open_step open_found(struct qn_store *store, char *error, size_t err
     case QN_OPEN_BUSY:
         nanosleep(&pause, NULL);
         return OPEN_AGAIN;
+    case QN_OPEN_FAILED:
+        return OPEN_IN_MEMORY;
     default:
         return OPEN_ERROR;
     }
@@ -157,6 +162,7 @@ static enum open_step open_file(struct qn_store *store, char *error, size_t erro
     double end_s = now_s() + OPEN_TIMEOUT_S;
     enum open_step step = OPEN_AGAIN;
 
+    snprintf(error, error_bytes, "cache=%s: other processes keep it busy", store->place.path);
     while (step == OPEN_AGAIN && now_s() < end_s) {
         switch (qn_place_look(&store->place, error, error_bytes)) {
         case QN_PLACE_FOUND:
@@ -173,7 +179,7 @@ static enum open_step open_file(struct qn_store *store, char *error, size_t erro
             break;
         }
     }
-    return step;
+    return step == OPEN_AGAIN ? OPEN_IN_MEMORY : step;
 }
 
 static enum open_step open_in_memory(struct qn_store *store, char *error, size_t error_bytes)
@@ -232,13 +238,20 @@ int qn_store_open(const struct qn_store_options *options, struct qn_store **stor
     return QN_STORE_OK;
 }
 
+static void flush(struct qn_store *store)
+{
+    if (!store->place.is_read_only && !atomic_load(&store->is_broken)) {
+        qn_tally_flush(&store->tally, store);
+    }
+}
+
 /* In a forked child nothing is touched, and the memory is left to the end of the child. */
 void qn_store_close(struct qn_store *store)
 {
     if (!store || store->pid != getpid()) {
         return;
     }
-    qn_tally_flush(&store->tally, store);
+    flush(store);
     while (store->idle) {
         struct qn_db *db = store->idle;
         store->idle = db->next;
@@ -410,10 +423,10 @@ int qn_store_counters(struct qn_store *store, struct qn_store_counters *counters
         "SELECT (SELECT count(*) FROM artifact), (SELECT count(*) FROM tuned), "
         "(SELECT count(*) FROM trial), (SELECT count(*) FROM miss), "
         "(SELECT page_count FROM pragma_page_count) * (SELECT page_size FROM pragma_page_size)";
-    struct qn_store_counters made = {0};
+    struct qn_store_counters made = { 0 };
     int status = QN_STORE_MISS;
 
-    qn_tally_flush(&store->tally, store);
+    flush(store);
     struct qn_db *db = qn_db_take(store, QN_READ);
     if (db) {
         struct qn_query query = qn_query(db, sql);

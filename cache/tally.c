@@ -37,7 +37,7 @@ static struct qn_tally_slot *slot_of(const struct qn_tally_batch *batch, int64_t
 
 static int grow(struct qn_tally_batch *batch)
 {
-    struct qn_tally_batch larger = {.capacity = batch->capacity ? 2 * batch->capacity : 64};
+    struct qn_tally_batch larger = { .capacity = batch->capacity ? 2 * batch->capacity : 64 };
 
     larger.slots = calloc(larger.capacity, sizeof *larger.slots);
     if (!larger.slots) {

@@ -8,10 +8,20 @@
 
 #include <string.h>
 
+/* The products below overflow only in shapes without elements: those are answered first. */
+static bool is_empty(const struct quern_shape *shape)
+{
+    for (int d = 0; d < shape->rank; d++) {
+        if (shape->dims[d] == 0)
+            return true;
+    }
+    return false;
+}
+
 int64_t qn_shape_count(const struct quern_shape *shape)
 {
-    int64_t count = 1;
-    for (int d = 0; d < shape->rank; d++)
+    int64_t count = !is_empty(shape);
+    for (int d = 0; d < shape->rank && count; d++)
         count *= shape->dims[d];
     return count;
 }
@@ -19,11 +29,10 @@ int64_t qn_shape_count(const struct quern_shape *shape)
 int64_t qn_array_span(const struct quern_shape *shape, const struct quern_array *bound)
 {
     int64_t last = 0;
-    for (int d = 0; d < shape->rank; d++) {
-        if (shape->dims[d] == 0)
-            return 0;
+    if (is_empty(shape))
+        return 0;
+    for (int d = 0; d < shape->rank; d++)
         last += (shape->dims[d] - 1) * bound->strides[d];
-    }
     return (last + 1) * (int64_t)quern_dtype_bytes(shape->dtype);
 }
 
@@ -31,10 +40,11 @@ int64_t qn_array_span(const struct quern_shape *shape, const struct quern_array 
 static void strides_dense(const struct quern_shape *shape, struct quern_array *bound)
 {
     int64_t stride = 1;
+    bool is_none = is_empty(shape);
     bound->rank = shape->rank;
     for (int d = shape->rank - 1; d >= 0; d--) {
         bound->strides[d] = stride;
-        stride *= shape->dims[d] > 1 ? shape->dims[d] : 1;
+        stride *= shape->dims[d] > 1 && !is_none ? shape->dims[d] : 1;
     }
 }
 

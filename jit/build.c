@@ -472,6 +472,17 @@ int qn_unit_keys(struct quern_context *ctx, const struct qn_build_request *reque
     return status;
 }
 
+int qn_build_digest(struct quern_context *ctx, const struct qn_build_request *request,
+                    char digest[QN_KEY_HEX])
+{
+    struct build build;
+    int status = emit_only(&build, ctx, request);
+    if (!status)
+        memcpy(digest, build.kernel->digest, QN_KEY_HEX);
+    build_fini(&build);
+    return status;
+}
+
 void quern_text_free(char *text)
 {
     free(text);

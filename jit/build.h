@@ -23,6 +23,10 @@ void qn_kernel_destroy(struct quern_context *ctx, struct quern_kernel *kernel);
 int qn_unit_keys(struct quern_context *ctx, const struct qn_build_request *request, char ***keys,
                  int *count);
 
+/* The digest that the request's kernel would have, without building it. */
+int qn_build_digest(struct quern_context *ctx, const struct qn_build_request *request,
+                    char digest[QN_KEY_HEX]);
+
 /* A distinct artifact of a plan: its source and key. */
 struct qn_unit {
     char *source;       /* flattened */

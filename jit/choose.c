@@ -43,6 +43,19 @@ static int config_from_text(const struct qn_build_request *request,
     return qn_config_check(variant, &problem, config, why);
 }
 
+static int fail_variant(struct quern_context *ctx, const struct quern_family *family,
+                        const char *name)
+{
+    char known[512] = "";
+    for (int i = 0; family->variants[i]; i++) {
+        size_t used = strlen(known);
+        snprintf(known + used, sizeof(known) - used, "%s%s", i ? ", " : "",
+                 family->variants[i]->name);
+    }
+    return qn_fail(ctx, QUERN_INVALID, "variant=%s: %s has no such variant; it has: %s", name,
+                   family->name, known);
+}
+
 static int choose_first(struct quern_context *ctx, const struct qn_build_request *request,
                         const struct quern_variant **variant)
 {
@@ -58,8 +71,7 @@ static int choose_first(struct quern_context *ctx, const struct qn_build_request
     qn_target_format(request->target, target, sizeof(target));
     quern_spec_text(&request->bucket->spec, spec, sizeof(spec));
     if (request->variant && !qn_variant_find(family, request->variant))
-        return qn_fail(ctx, QUERN_INVALID, "variant=%s: %s has no such variant", request->variant,
-                       family->name);
+        return fail_variant(ctx, family, request->variant);
     return qn_fail(ctx, QUERN_UNSUPPORTED, "target=%s: %s serves no %s there", target,
                    request->variant ? request->variant : "no variant", spec);
 }

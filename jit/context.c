@@ -167,12 +167,10 @@ static int options_read_words(struct quern_context *ctx)
     static const char *const levels[] = { "off", "warn", "info", "debug" };
     const char *mode = ctx->options.mode ? ctx->options.mode : "normal";
     const char *level = getenv("QUERN_LOG");
-    const char *check = getenv("QUERN_CHECK");
 
     if (strcmp(mode, "normal") && strcmp(mode, "sealed"))
         return qn_fail(ctx, QUERN_INVALID, "mode=%s: must be normal or sealed", mode);
     ctx->is_sealed = !strcmp(mode, "sealed");
-    ctx->is_checking = check && !strcmp(check, "1");
     if (ctx->options.log_level)
         return QUERN_OK;
     ctx->options.log_level = QUERN_LOG_WARN;

@@ -66,7 +66,6 @@ struct qn_thread {
 struct quern_context {
     struct quern_options options; /* texts owned, environment applied */
     bool is_sealed;
-    bool is_checking; /* QUERN_CHECK=1: index arrays are validated before a launch */
 
     const struct qn_backend *backend;
     struct qn_device *device;
@@ -154,6 +153,10 @@ int qn_tuned_key(const struct qn_bucket *bucket, const struct quern_profile *pro
                  char **group);
 
 /* ---- dispatch.c ---- */
+/* QUERN_INVALID unless spec is a member of the kernel's bucket and the arrays are aligned as it was
+ * made for. */
+int qn_kernel_accepts(const struct quern_kernel *kernel, const struct quern_spec *spec,
+                      const struct quern_array *arrays, struct quern_message *why);
 /* Launch through the plan with a workspace of the caller's; arrays bound by qn_arrays_bind(). */
 int qn_kernel_launch(struct quern_context *ctx, const struct quern_kernel *kernel,
                      const struct quern_spec *spec, const struct quern_array *bound,

@@ -34,13 +34,17 @@ static struct quern_kernel *table_find(struct quern_context *ctx, const struct q
     return kernel;
 }
 
-/* Of two threads that built the same bucket, the first one's kernel is everybody's. */
+/* Of two threads that built the same bucket, the first one's kernel is everybody's. One whose build
+ * began before the last refresh may not be the best any more: it serves its own call only. */
 static struct quern_kernel *table_put(struct quern_context *ctx, struct quern_kernel *kernel,
-                                      uint64_t hash)
+                                      uint64_t hash, unsigned epoch)
 {
     pthread_mutex_lock(&ctx->lock);
     struct quern_kernel *winner = table_find(ctx, &kernel->bucket, hash);
-    if (!winner) {
+    if (!winner && atomic_load(&ctx->epoch) != epoch) {
+        kernel->next = ctx->retired;
+        ctx->retired = winner = kernel;
+    } else if (!winner) {
         kernel->next = *chain_of(ctx, hash);
         *chain_of(ctx, hash) = winner = kernel;
     }
@@ -62,8 +66,8 @@ void qn_kernels_refresh(struct quern_context *ctx, const struct qn_bucket *bucke
         old->next = ctx->retired;
         ctx->retired = old;
     }
-    pthread_mutex_unlock(&ctx->lock);
     atomic_fetch_add(&ctx->epoch, 1);
+    pthread_mutex_unlock(&ctx->lock);
 }
 
 static void chain_destroy(struct quern_context *ctx, struct quern_kernel *kernel)
@@ -85,7 +89,7 @@ void qn_kernels_fini(struct quern_context *ctx)
 /* ---- Finding a kernel ---------------------------------------------------------------------- */
 
 static int build_bucket(struct quern_context *ctx, const struct qn_bucket *bucket, uint64_t hash,
-                        struct quern_kernel **kernel)
+                        unsigned epoch, struct quern_kernel **kernel)
 {
     const struct qn_build_request request = { bucket, &ctx->target, &ctx->profile, NULL, NULL,
                                               true };
@@ -96,7 +100,7 @@ static int build_bucket(struct quern_context *ctx, const struct qn_bucket *bucke
     if (*kernel)
         return QUERN_OK;
     QN_TRY(qn_build(ctx, &request, &built, NULL));
-    *kernel = table_put(ctx, built, hash);
+    *kernel = table_put(ctx, built, hash, epoch);
     return QUERN_OK;
 }
 
@@ -119,7 +123,7 @@ static int find_kernel(struct quern_context *ctx, const struct quern_spec *spec,
         return QUERN_OK;
     }
     struct quern_kernel *found;
-    QN_TRY(build_bucket(ctx, &bucket, hash, &found));
+    QN_TRY(build_bucket(ctx, &bucket, hash, epoch, &found));
     recent->hash = hash;
     recent->epoch = epoch;
     recent->bucket = bucket;
@@ -235,9 +239,8 @@ static int launch_bound(struct quern_context *ctx, struct quern_kernel *kernel,
     return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
 }
 
-/* The spec is a member of the kernel's bucket, and the arrays are aligned as it was made for. */
-static int check_member(const struct quern_kernel *kernel, const struct quern_spec *spec,
-                        const struct quern_array *arrays, struct quern_message *why)
+int qn_kernel_accepts(const struct quern_kernel *kernel, const struct quern_spec *spec,
+                      const struct quern_array *arrays, struct quern_message *why)
 {
     struct qn_bucket bucket;
     char text[400];
@@ -268,7 +271,7 @@ int quern_launch(struct quern_context *ctx, struct quern_kernel *kernel,
     if (!status)
         status = qn_arrays_bind(spec, arrays, bound, &why);
     if (!status)
-        status = check_member(kernel, spec, arrays, &why);
+        status = qn_kernel_accepts(kernel, spec, arrays, &why);
     return status ? qn_fail_why(ctx, status, &why) : launch_bound(ctx, kernel, spec, bound, call);
 }
 

@@ -51,7 +51,7 @@ enum {
 struct stream {
     int fd; /* -1: ended */
     char *data;
-    size_t bytes, limit;
+    size_t bytes, capacity, limit;
     int is_truncating; /* past the limit: drop, instead of failing */
 };
 
@@ -127,8 +127,8 @@ static int open_input(const void *data, size_t bytes, int *fd)
 /* Step 2, the child's half. Only system calls: other threads of the host run on in this memory. */
 static _Noreturn void child_main(struct child *child)
 {
-    const struct sigaction plain = {.sa_handler = SIG_DFL};
-    const struct rlimit no_core = {0, 0};
+    const struct sigaction plain = { .sa_handler = SIG_DFL };
+    const struct rlimit no_core = { 0, 0 };
     sigset_t none;
 
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -175,10 +175,15 @@ static int start(struct child *child)
 /* Make room for a read and a final 0. */
 static int stream_grow(struct stream *stream)
 {
-    char *data = realloc(stream->data, stream->bytes + READ_BYTES + 1);
+    size_t wanted = stream->bytes + READ_BYTES + 1;
+
+    if (wanted <= stream->capacity)
+        return 0;
+    char *data = realloc(stream->data, 2 * wanted);
     if (!data)
         return ENOMEM;
     stream->data = data;
+    stream->capacity = 2 * wanted;
     return 0;
 }
 
@@ -203,8 +208,8 @@ static int stream_read(struct stream *stream)
 /* Reads whichever of the two has something within `wait_ms`. *is_idle: neither had. */
 static int read_some(struct stream *streams, int wait_ms, int *is_idle)
 {
-    struct pollfd polled[2] = {{.fd = streams[0].fd, .events = POLLIN},
-                               {.fd = streams[1].fd, .events = POLLIN}};
+    struct pollfd polled[2] = { { .fd = streams[0].fd, .events = POLLIN },
+                                { .fd = streams[1].fd, .events = POLLIN } };
     int error = 0;
 
     *is_idle = poll(polled, 2, wait_ms) <= 0;
@@ -286,10 +291,10 @@ static int stream_take(struct stream *stream, char **text, size_t *bytes)
 
 int qn_process_run(const struct qn_process_request *request, struct qn_process_result *result)
 {
-    struct child child = {.request = request, .input = -1, .output = -1, .log = -1};
-    struct stream streams[2] = {{.fd = -1, .limit = request->output_limit},
-                                {.fd = -1, .limit = LOG_KEPT, .is_truncating = 1}};
-    struct qn_process_result found = {0};
+    struct child child = { .request = request, .input = -1, .output = -1, .log = -1 };
+    struct stream streams[2] = { { .fd = -1, .limit = request->output_limit },
+                                 { .fd = -1, .limit = LOG_KEPT, .is_truncating = 1 } };
+    struct qn_process_result found = { 0 };
     int error = open_input(request->input, request->input_bytes, &child.input);
 
     if (!error)

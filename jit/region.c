@@ -45,6 +45,12 @@ static int copy_bytes(const struct qn_regions *map, void *to, const void *from, 
     return QUERN_DEVICE;
 }
 
+/* Bytes of array `index`; 0 if it is absent or empty. */
+static int64_t span_of(const struct qn_regions *map, int index)
+{
+    return map->bound[index].data ? qn_array_span(&map->shapes[index], &map->bound[index]) : 0;
+}
+
 /* ---- Layouts ------------------------------------------------------------------------------- */
 
 static void layout_init(struct qn_layout *layout, const struct quern_shape *shape,
@@ -137,7 +143,7 @@ static int touched_find(struct qn_regions *map, struct quern_message *why)
             status = index_array_read(map, i, &host[i], why);
     }
     for (int i = 0; i < family->array_count && !status; i++) {
-        int64_t span = map->bound[i].data ? qn_array_span(&map->shapes[i], &map->bound[i]) : 0;
+        int64_t span = span_of(map, i);
         map->touched[i][0] = (struct quern_range){ 0, span };
         map->touched_count[i] = span > 0;
         if (!family->touched || span == 0)
@@ -175,22 +181,19 @@ static void region_add(struct qn_regions *map, int index, char *base, int64_t by
 static void regions_merge(struct qn_regions *map)
 {
     int count = map->spec.family->array_count;
-    bool is_done[QUERN_MAX_ARRAYS] = { false };
+    for (int i = 0; i < count; i++)
+        map->region_of[i] = -1;
     for (;;) {
         int next = -1;
         for (int i = 0; i < count; i++) {
-            map->region_of[i] = is_done[i] ? map->region_of[i] : -1;
-            int64_t span = map->bound[i].data ? qn_array_span(&map->shapes[i], &map->bound[i]) : 0;
-            if (is_done[i] || span == 0)
+            if (map->region_of[i] >= 0 || span_of(map, i) == 0)
                 continue;
             if (next < 0 || (char *)map->bound[i].data < (char *)map->bound[next].data)
                 next = i;
         }
         if (next < 0)
             return;
-        region_add(map, next, map->bound[next].data,
-                   qn_array_span(&map->shapes[next], &map->bound[next]));
-        is_done[next] = true;
+        region_add(map, next, map->bound[next].data, span_of(map, next));
     }
 }
 
@@ -466,21 +469,29 @@ static void mask_piece(void *user, int64_t offset, int64_t bytes)
            qn_image_at(masker->map, masker->before, masker->index, offset, bytes), (size_t)bytes);
 }
 
-/* Names the array whose span the first differing byte of region r lies in. */
-static int refuse_byte(const struct qn_regions *map, int r, int64_t at, struct quern_message *why)
+/* The array that byte `at` of region r belongs to, and where in it; -1: it lies between arrays. */
+static int array_at(const struct qn_regions *map, int r, int64_t at, int64_t *offset)
 {
     for (int i = 0; i < map->spec.family->array_count; i++) {
-        int64_t offset = at - map->offset[i];
-        if (map->region_of[i] != r || offset < 0 ||
-            offset >= qn_array_span(&map->shapes[i], &map->bound[i]))
-            continue;
-        bool is_input = map->shapes[i].role == QUERN_IN;
-        quern_refuse(why, "%s: byte %lld was written, %s", map->spec.family->arrays[i].name,
-                     (long long)offset,
-                     is_input ? "but it is an input" : "which no element of an output covers");
-        return QUERN_CHECK_FAILED;
+        *offset = at - map->offset[i];
+        if (map->region_of[i] == r && *offset >= 0 && *offset < span_of(map, i))
+            return i;
     }
-    quern_refuse(why, "byte %lld between the arrays was written", (long long)at);
+    *offset = at;
+    return -1;
+}
+
+static int refuse_byte(const struct qn_regions *map, int r, int64_t at, struct quern_message *why)
+{
+    int64_t offset;
+    int index = array_at(map, r, at, &offset);
+    if (index < 0)
+        quern_refuse(why, "byte %lld between the arrays was written", (long long)at);
+    else
+        quern_refuse(why, "%s: byte %lld was written, %s", map->spec.family->arrays[index].name,
+                     (long long)offset,
+                     map->shapes[index].role == QUERN_IN ? "but it is an input"
+                                                         : "which no element of an output covers");
     return QUERN_CHECK_FAILED;
 }
 
@@ -492,18 +503,53 @@ static int64_t first_difference(const char *a, const char *b, int64_t bytes)
     return i;
 }
 
-static int compare_segment(const struct qn_regions *map, const struct qn_place *place,
-                           const struct qn_image *before, int r, const struct qn_segment *segment,
-                           const char *after, char *chunk, struct quern_message *why)
+/* Byte of the region that the image keeps at `packed`. */
+static int64_t unpacked(const struct qn_region *region, int64_t packed)
 {
+    int s = 0;
+    while (s + 1 < region->segment_count && region->segments[s + 1].packed <= packed)
+        s++;
+    return region->segments[s].begin + (packed - region->segments[s].packed);
+}
+
+bool qn_images_equal(const struct qn_regions *map, const struct qn_image *a,
+                     const struct qn_image *b, struct quern_message *where)
+{
+    for (int r = 0; r < map->count; r++) {
+        int64_t bytes = map->regions[r].packed_bytes, offset;
+        if (!a->data[r] || !b->data[r] || !memcmp(a->data[r], b->data[r], (size_t)bytes))
+            continue;
+        int64_t packed = first_difference(a->data[r], b->data[r], bytes);
+        int index = array_at(map, r, unpacked(&map->regions[r], packed), &offset);
+        quern_refuse(where, "%s, byte %lld,",
+                     index < 0 ? "memory" : map->spec.family->arrays[index].name,
+                     (long long)offset);
+        return false;
+    }
+    return true;
+}
+
+/* A comparison under way: regions that `after` lacks are read through `chunk`. */
+struct comparison {
+    const struct qn_regions *map;
+    const struct qn_place *place;
+    const struct qn_image *before;
+    struct qn_image *after;
+    char *chunk;
+};
+
+static int compare_segment(const struct comparison *work, int r, const struct qn_segment *segment,
+                           struct quern_message *why)
+{
+    const char *before = work->before->data[r], *after = work->after->data[r];
     for (int64_t at = segment->begin; at < segment->end; at += CHUNK_BYTES) {
         int64_t bytes = segment->end - at < CHUNK_BYTES ? segment->end - at : CHUNK_BYTES;
         int64_t packed = segment->packed + (at - segment->begin);
-        const char *now = after ? after + packed : chunk;
+        const char *now = after ? after + packed : work->chunk;
         if (!after)
-            QN_TRY(copy_bytes(map, chunk, place->base[r] + at, bytes, why));
-        if (memcmp(before->data[r] + packed, now, (size_t)bytes))
-            return refuse_byte(map, r, at + first_difference(before->data[r] + packed, now, bytes),
+            QN_TRY(copy_bytes(work->map, work->chunk, work->place->base[r] + at, bytes, why));
+        if (memcmp(before + packed, now, (size_t)bytes))
+            return refuse_byte(work->map, r, at + first_difference(before + packed, now, bytes),
                                why);
     }
     return QUERN_OK;
@@ -513,11 +559,9 @@ int qn_regions_compare(const struct qn_regions *map, const struct qn_place *plac
                        const struct qn_image *before, struct qn_image *after,
                        struct quern_message *why)
 {
-    int status = QUERN_OK;
-    char *chunk = malloc(CHUNK_BYTES);
-    if (!chunk)
-        return out_of_memory(why, CHUNK_BYTES);
-    for (int i = 0; i < map->spec.family->array_count; i++) {
+    struct comparison work = { map, place, before, after, malloc(CHUNK_BYTES) };
+    int status = work.chunk ? QUERN_OK : out_of_memory(why, CHUNK_BYTES);
+    for (int i = 0; i < map->spec.family->array_count && !status; i++) {
         struct masker masker = { map, before, after, i };
         bool is_written = map->shapes[i].role == QUERN_OUT || map->shapes[i].role == QUERN_INOUT;
         if (is_written && map->region_of[i] >= 0)
@@ -526,9 +570,8 @@ int qn_regions_compare(const struct qn_regions *map, const struct qn_place *plac
     for (int r = 0; r < map->count && !status; r++) {
         const struct qn_region *region = &map->regions[r];
         for (int s = 0; s < region->segment_count && !status; s++)
-            status = compare_segment(map, place, before, r, &region->segments[s], after->data[r],
-                                     chunk, why);
+            status = compare_segment(&work, r, &region->segments[s], why);
     }
-    free(chunk);
+    free(work.chunk);
     return status;
 }

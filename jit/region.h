@@ -90,6 +90,11 @@ unsigned char qn_poison_byte(int dtype, int round);
 /* Fill the elements of poisoned outputs, not the padding between rows. */
 void qn_image_poison(const struct qn_regions *map, struct qn_image *image, int round);
 
+/* Whether all that both images hold is the same, bit for bit; else `where` names the first array and
+ * byte that is not. */
+bool qn_images_equal(const struct qn_regions *map, const struct qn_image *a,
+                     const struct qn_image *b, struct quern_message *where);
+
 /* QUERN_CHECK_FAILED, naming array and byte, unless the memory at `place` differs from `before` only
  * in elements that a call may write. `after` holds at least the written regions as they are there,
  * and is used up: its outputs are overwritten. */

@@ -11,6 +11,7 @@
 
 #include <ctype.h>
 #include <errno.h>
+#include <locale.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -28,6 +29,13 @@ static int64_t real_bits(double real)
     int64_t value;
     memcpy(&value, &real, sizeof(value));
     return value;
+}
+
+/* Numbers are read and written with a decimal point in every locale of the host; "C" always exists
+ * and is not allocated. */
+static locale_t plain_locale(void)
+{
+    return newlocale(LC_ALL_MASK, "C", (locale_t)0);
 }
 
 /* ---- Domains ------------------------------------------------------------------------------- */
@@ -85,7 +93,7 @@ static int parse_real(const struct quern_param *param, const char *text, int64_t
                       struct quern_message *why)
 {
     char *end;
-    double real = strtod(text, &end);
+    double real = strtod_l(text, &end, plain_locale());
     if (end == text || *end || !isfinite(real))
         return quern_refuse(why, "%s=%s: must be a finite number", param->name, text);
     *value = real_bits(real);
@@ -117,6 +125,13 @@ static int parse_value(const struct quern_param *param, const char *text, int64_
     return QUERN_OK;
 }
 
+static void real_text(double real, char *text, size_t bytes)
+{
+    locale_t before = uselocale(plain_locale());
+    snprintf(text, bytes, "%.17g", real);
+    uselocale(before);
+}
+
 void qn_value_text(const struct quern_param *param, int64_t value, bool is_key, char *text,
                    size_t bytes)
 {
@@ -129,7 +144,7 @@ void qn_value_text(const struct quern_param *param, int64_t value, bool is_key, 
         if (is_key)
             snprintf(text, bytes, "%s", isnan(real_of(value)) ? "absent" : "given");
         else
-            snprintf(text, bytes, "%.17g", real_of(value));
+            real_text(real_of(value), text, bytes);
         break;
     case QUERN_DTYPE:
         snprintf(text, bytes, "%s", quern_dtype_name((int)value));
@@ -167,13 +182,28 @@ static int check_domain(const struct quern_param *param, int64_t value, struct q
     }
     qn_value_text(param, value, false, word, sizeof(word));
     int index = word_index(param->domain, word, strlen(word));
-    if (index < 0 || (param->kind == QUERN_CHOICE && index != value))
+    int meant = param->kind == QUERN_DTYPE ? dtype_find(word, strlen(word)) : index;
+    if (index < 0 || meant != value)
         return quern_refuse(why, "%s=%lld: must be one of: %s", param->name, (long long)value,
                             param->domain);
     return QUERN_OK;
 }
 
 /* ---- Checks -------------------------------------------------------------------------------- */
+
+/* "x=1x4096x4096 (batch, rows, cols) of f32: its bytes must fit 63 bits" */
+static int refuse_bytes(const struct quern_array_info *info, const struct quern_shape *shape,
+                        struct quern_message *why)
+{
+    char dims[QUERN_MAX_RANK * 24] = "";
+    for (int d = 0; d < shape->rank; d++) {
+        size_t used = strlen(dims);
+        snprintf(dims + used, sizeof(dims) - used, "%s%lld", d ? "x" : "",
+                 (long long)shape->dims[d]);
+    }
+    return quern_refuse(why, "%s=%s (%s) of %s: its bytes must fit 63 bits", info->name, dims,
+                        info->shape, quern_dtype_name(shape->dtype));
+}
 
 /* No array's byte count may pass 63 bits: every later product then fits int64. */
 static int check_bytes(const struct quern_spec *spec, struct quern_message *why)
@@ -191,9 +221,7 @@ static int check_bytes(const struct quern_spec *spec, struct quern_message *why)
             is_over |= !is_over && __builtin_mul_overflow(bytes, shape.dims[d], &bytes);
         }
         if (is_over && !is_empty)
-            return quern_refuse(why, "%s: its size in bytes (%s elements of %s) overflows 63 bits",
-                                family->arrays[i].name, family->arrays[i].shape,
-                                quern_dtype_name(shape.dtype));
+            return refuse_bytes(&family->arrays[i], &shape, why);
     }
     return QUERN_OK;
 }
@@ -253,6 +281,10 @@ int quern_spec_init(struct quern_context *ctx, const char *name, struct quern_sp
 int quern_spec_set(struct quern_context *ctx, struct quern_spec *spec, const char *name,
                    const char *value)
 {
+    if (!spec || !spec->family)
+        return qn_fail(ctx, QUERN_INVALID, "spec=NULL: must be set, by quern_spec_init() for one");
+    if (!name || !value)
+        return qn_fail(ctx, QUERN_INVALID, "%s=NULL: must be text", name ? name : "name");
     const struct quern_family *family = spec->family;
     char known[512] = "";
     for (int i = 0; i < family->param_count; i++) {
@@ -347,7 +379,7 @@ static void bucket_default(struct quern_spec *bucket)
 static uint8_t alignment_class(const struct quern_array *array, size_t element_bytes)
 {
     uint64_t bits = 16 | (uint64_t)(uintptr_t)array->data;
-    for (int64_t d = 0; d + 1 < array->rank; d++)
+    for (int64_t d = 0; d + 1 < array->rank && d < QUERN_MAX_RANK; d++)
         bits |= (uint64_t)array->strides[d] * element_bytes;
     return (uint8_t)(bits & -bits);
 }
@@ -364,8 +396,8 @@ void qn_bucket_make(const struct quern_spec *spec, const struct quern_array *arr
     else
         bucket_default(&bucket->spec);
     for (int i = 0; i < family->param_count; i++) {
-        if (family->params[i].kind == QUERN_REAL && !isnan(real_of(spec->values[i])))
-            bucket->spec.values[i] = real_bits(1.0);
+        if (family->params[i].kind == QUERN_REAL)
+            bucket->spec.values[i] = real_bits(isnan(real_of(spec->values[i])) ? NAN : 1.0);
     }
     for (int i = 0; i < family->array_count; i++) {
         struct quern_shape shape;

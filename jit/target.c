@@ -23,9 +23,9 @@ static const struct feature {
     const char *word;
     int bit;
 } features[] = {
-    {"bf16", QUERN_CPU_BF16},
-    {"vnni", QUERN_CPU_VNNI},
-    {"amx", QUERN_CPU_AMX},
+    { "bf16", QUERN_CPU_BF16 },
+    { "vnni", QUERN_CPU_VNNI },
+    { "amx", QUERN_CPU_AMX },
 };
 enum { FEATURE_COUNT = sizeof features / sizeof features[0] };
 
@@ -93,8 +93,8 @@ static int parse_sm(const char *text, struct quern_target *target)
 
 int qn_target_parse(const char *text, struct quern_target *target, struct quern_message *why)
 {
-    static int (*const forms[])(const char *, struct quern_target *) = {parse_x86, parse_aarch64,
-                                                                        parse_sm};
+    static int (*const forms[])(const char *, struct quern_target *) = { parse_x86, parse_aarch64,
+                                                                         parse_sm };
     struct quern_target found;
     int is_known = 0;
 

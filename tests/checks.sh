@@ -1,10 +1,12 @@
-# What the *_test.sh share: sourced by them. Each check is one claim; finish prints the totals in the
-# form that tools/run_tests.sh reads.
+# shellcheck shell=bash disable=SC2034
+# What the *_test.sh share: sourced by them. Each check is one claim; finish prints the totals in
+# the form that tools/run_tests.sh reads.
 set -u
 cd "$(dirname "$0")/.." || exit 1
 # A make of their own: not part of the make that may be running them.
 unset MAKEFLAGS MAKELEVEL MFLAGS
 build=${QUERN_BUILD:-$PWD/build}
+build_name=$(realpath --relative-to=. "$build") # the B that a make here was given
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 checks_passed=0 checks_failed=0 checks_skipped=0

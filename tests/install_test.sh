@@ -6,7 +6,7 @@
 prefix=/opt/quern
 root=$scratch/root
 tree=$root$prefix
-check "make install" make install B="$build" DESTDIR="$root" PREFIX=$prefix
+check "make install" make install B="$build_name" DESTDIR="$root" PREFIX=$prefix
 
 for file in bin/quern lib/libquern.a lib/libquern.so lib/libquern.so.0 include/quern.h \
     include/quern/family.h include/quern/gemm.h lib/pkgconfig/quern.pc share/doc/quern/LICENSE; do

@@ -7,7 +7,8 @@ check "the tree has no forbidden include" python3 tools/layers.py
 # A tree of empty files with one include.
 edge() { # includer text
     rm -rf "$scratch/tree"
-    mkdir -p "$scratch/tree"/{tools,include/quern,jit/cpu,jit/cuda,cache,templates/{gemm,copy,common}}
+    mkdir -p "$scratch/tree"/{tools,include/quern,jit/{cpu,cuda},cache} \
+        "$scratch/tree"/templates/{gemm,copy,common}
     cp tools/layers.py "$scratch/tree/tools/"
     (
         cd "$scratch/tree" || exit 1

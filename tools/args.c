@@ -1,8 +1,8 @@
 /* The command line. One list (OPTION_LIST in args.h) makes the enum, the table for getopt_long, the
  * checks which verb takes what, and the help, so that none of them can fall behind.
  *
- * A mistake is told in one line on stderr that names it as name=value, says what is allowed and, where
- * one is near, the word that was probably meant.
+ * A mistake is told in one line on stderr that names it as name=value, says what is allowed and,
+ * where one is near, the word that was probably meant.
  */
 #include "args.h"
 
@@ -139,27 +139,35 @@ static int take_option(struct args *args, int id, const char *text)
     }
 }
 
-static int refuse_option(const char *typed, int is_argument_missing, const struct option_info *option)
+static int refuse_unknown(const char *typed)
 {
-    char name[32], best[32];
+    char wanted[64], names[OPTION_COUNT][32];
+    const char *bare = typed + strspn(typed, "-");
     struct nearest nearest;
-    char wanted[64];
+
+    snprintf(wanted, sizeof(wanted), "%.*s", (int)strcspn(bare, "="), bare);
+    nearest_init(&nearest, wanted);
+    for (int i = 0; i < OPTION_COUNT; i++)
+        nearest_offer(&nearest, spelling(&options[i], names[i]));
+    if (nearest.best)
+        return complain(EXIT_USAGE, "option=%s: unknown; did you mean --%s?", typed, nearest.best);
+    return complain(EXIT_USAGE,
+                    "option=%s: unknown, or the beginning of several; quern VERB --help "
+                    "lists them",
+                    typed);
+}
+
+static int refuse_option(const char *typed, int is_argument_missing,
+                         const struct option_info *option)
+{
+    char name[32];
 
     if (is_argument_missing)
         return complain(EXIT_USAGE, "option=%s: needs an argument, --%s %s", typed,
                         spelling(option, name), option->argument);
     if (option)
         return complain(EXIT_USAGE, "option=%s: takes no argument", typed);
-    snprintf(wanted, sizeof(wanted), "%.*s", (int)strcspn(typed, "="), typed);
-    nearest_init(&nearest, wanted);
-    char spelled[OPTION_COUNT][34];
-    for (int i = 0; i < OPTION_COUNT; i++) {
-        snprintf(spelled[i], sizeof(spelled[i]), "--%s", spelling(&options[i], best));
-        nearest_offer(&nearest, spelled[i]);
-    }
-    return nearest.best
-               ? complain(EXIT_USAGE, "option=%s: unknown; did you mean %s?", typed, nearest.best)
-               : complain(EXIT_USAGE, "option=%s: unknown; quern VERB --help lists them", typed);
+    return refuse_unknown(typed);
 }
 
 static void fill_getopt(struct option table[OPTION_COUNT + 1], char names[OPTION_COUNT][32],

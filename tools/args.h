@@ -7,7 +7,7 @@
 
 enum exit_code { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
 
-#define ARGS_MAX_FILES 16   /* --in, --out: as many as a family may have arrays */
+#define ARGS_MAX_FILES 16 /* --in, --out: as many as a family may have arrays */
 #define ARGS_MAX_PLUGINS 8
 
 /* Every option of every verb, in the order of --help:
@@ -52,14 +52,14 @@ enum option_id {
 #define X(name, ...) OPTION_##name,
     OPTION_LIST(X)
 #undef X
-    OPTION_COUNT
+        OPTION_COUNT
 };
 
 /* A command line, taken apart. Strings belong to argv. */
 struct args {
     char **words; /* the verb, then what else is not an option */
     int word_count;
-    uint32_t given; /* bit 1 << OPTION_x of every option given */
+    uint32_t given;                 /* bit 1 << OPTION_x of every option given */
     const char *text[OPTION_COUNT]; /* the last argument of each */
     const char *in[ARGS_MAX_FILES], *out[ARGS_MAX_FILES], *plugins[ARGS_MAX_PLUGINS];
     int in_count, out_count, plugin_count;
@@ -80,7 +80,7 @@ static inline int args_has(const struct args *args, enum option_id id)
     return (int)(args->given >> id & 1);
 }
 
-/* Take argv apart; options may stand anywhere, also before the verb. EXIT_USAGE after complaining. */
+/* Take argv apart; options may stand anywhere, also before the verb. An exit code. */
 int args_parse(int argc, char **argv, struct args *args);
 /* Refuse options that belong to other verbs. */
 int args_check_verb(const struct args *args, const struct verb *verb);

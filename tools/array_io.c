@@ -1,15 +1,15 @@
 /* The arrays of one call.
  *
- *     x.npy, x.safetensors:name --map, parse--> tensor_view --check dtype, shape--+
- *                                                                                 | convert, reorder
- *     nothing given --quern_fill()--> host memory ----------------------------> device memory
- *                                                                                 |
- *     y.npy <--npy_write()-- host memory <----------------------------------------+  --out
+ *     --in x.npy, x.safetensors:name --map, parse--> tensor_view --check, convert--+
+ *                                                                                  v
+ *     nothing given --quern_fill()--> host memory -------------------------> device memory
+ *                                                                                  |
+ *     --out y.npy <--npy_write()-- host memory <-----------------------------------+
  *
- * A file's dtype may be the array's own, its raw bits where NumPy has no such type, or, between floats,
- * any other, which is converted with one rounding. Integers must match. Extents must match too, except
- * that leading ones may be left out on either side; outputs then leave out as many as the inputs did.
- * Fortran order is reordered.
+ * A file's dtype may be the array's own, its raw bits where NumPy has no such type, or, between
+ * floats, any other, which is converted with one rounding. Integers must match. Extents must match
+ * too, except that leading ones may be left out on either side; outputs then leave out as many as
+ * the inputs did. Fortran order is reordered.
  *
  * Files are mapped: a large weight is read once, page by page, straight into the device's memory.
  */
@@ -124,8 +124,10 @@ static int match_dtype(struct tensor_view *view, int dtype, char why[TENSOR_WHY_
         snprintf(why, TENSOR_WHY_BYTES, "dtype '%s': must be %s, or another float to convert",
                  view->type, name);
     else
-        snprintf(why, TENSOR_WHY_BYTES, "dtype '%s': must be the bits of %s as u%zu or V%zu, or a "
-                 "float to convert", view->type, name, bytes, bytes);
+        snprintf(why, TENSOR_WHY_BYTES,
+                 "dtype '%s': must be the bits of %s as u%zu or V%zu, or a "
+                 "float to convert",
+                 view->type, name, bytes, bytes);
     return -1;
 }
 
@@ -186,6 +188,11 @@ static void copy_view(const struct tensor_view *view, int dtype, int64_t count, 
 
 /* ---- --in and --out ------------------------------------------------------------------------ */
 
+static int refuse_file(const char *name, const char *place, const char *why)
+{
+    return complain(EXIT_FAILED, "%s=%s: %s", name, place, why);
+}
+
 /* "d=y.npy" of --in or --out: the array's index and the file. An exit code. */
 static int find_array(const struct array_set *set, const char *text, int *index, const char **place)
 {
@@ -236,6 +243,7 @@ static int check_in(const struct array_set *set, const char *text, const char *p
 
 static int check_out(const struct array_set *set, const char *text)
 {
+    char why[TENSOR_WHY_BYTES];
     const char *place;
     int index;
     int code = find_array(set, text, &index, &place);
@@ -246,15 +254,12 @@ static int check_out(const struct array_set *set, const char *text)
     size_t length = strlen(place);
     if (length < 5 || strcmp(place + length - 4, ".npy"))
         return complain(EXIT_USAGE, "%s: must be a file whose name ends in .npy", text);
+    if (npy_check_place(place, why))
+        return refuse_file(set->family.arrays[index].name, place, why);
     return EXIT_DONE;
 }
 
 /* ---- Contents ------------------------------------------------------------------------------ */
-
-static int refuse_file(const char *name, const char *place, const char *why)
-{
-    return complain(EXIT_FAILED, "%s=%s: %s", name, place, why);
-}
 
 static int refuse_memory(const char *name, size_t bytes)
 {
@@ -262,8 +267,7 @@ static int refuse_memory(const char *name, size_t bytes)
 }
 
 /* A file's tensor into the array's memory, by way of the host's where it must change. */
-static int load_file(struct session *session, struct array_set *set, int index,
-                     const char *place)
+static int load_file(struct session *session, struct array_set *set, int index, const char *place)
 {
     const char *name = set->family.arrays[index].name;
     const struct quern_shape *shape = &set->shapes[index];

@@ -1,7 +1,7 @@
 /* Number formats of array files.
  *
- * Every binary format here is sign, exponent, fraction, with the usual bias and denormals, and so is
- * one line of a table:
+ * Every binary format here is sign, exponent, fraction, with the usual bias and denormals, and so
+ * is one line of a table:
  *
  *            sign exponent fraction   largest finite code
  *     f32       1        8       23   7f7fffff
@@ -69,8 +69,8 @@ static double decode(const struct float_format *format, uint32_t code)
     else if (magnitude > format->largest)
         value = NAN;
     else if (exponent)
-        value = ldexp(fraction + (double)(1u << fraction_bits),
-                      (int)exponent - bias - fraction_bits);
+        value =
+            ldexp(fraction + (double)(1u << fraction_bits), (int)exponent - bias - fraction_bits);
     else
         value = ldexp(fraction, 1 - bias - fraction_bits);
     return is_negative ? -value : value;

@@ -11,12 +11,12 @@ int convert_is_float(int dtype);
 /* The value of the float at `bits`, which need not be aligned. Exact. */
 double convert_decode(int dtype, const void *bits);
 
-/* Store value as a float dtype, rounded to nearest, ties to even. What overflows becomes Inf, or NaN
- * in e4m3, which has no Inf; NaN stays NaN and every sign is kept. */
+/* Store value as a float dtype, rounded to nearest, ties to even. What overflows becomes Inf, or
+ * NaN in e4m3, which has no Inf; NaN stays NaN and every sign is kept. */
 void convert_encode(int dtype, double value, void *bits);
 
-/* `count` elements to a dense array, from one whose elements lie `stride` elements apart. Equal dtypes
- * are copied bit for bit; otherwise both must be floats. Neither side need be aligned. */
+/* `count` elements to a dense array, from one whose elements lie `stride` elements apart. Equal
+ * dtypes are copied bit for bit; otherwise both must be floats. Neither side need be aligned. */
 void convert_copy(int to_dtype, void *to, int from_dtype, const void *from, int64_t stride,
                   int64_t count);
 

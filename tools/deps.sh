@@ -74,8 +74,10 @@ command -v apt-get >/dev/null || give_up 'no apt-get here'
 [ "$(id -u)" = 0 ] || command -v sudo >/dev/null || give_up 'not root, and no sudo'
 printf 'deps: installing with apt-get:\n%s' "$why"
 # shellcheck disable=SC2086 # a list of packages
-{ as_root apt-get -qq update &&
-    as_root apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends $missing; } >&2 || give_up 'apt-get failed (see above; is there a network?)'
+{
+    as_root apt-get -qq update &&
+        as_root apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends $missing
+} >&2 || give_up 'apt-get failed (see above; is there a network?)'
 installed=$missing missing='' why=''
 add_missing "${*:-base}"
 [ -z "$missing" ] || give_up "apt-get installed$installed, but not all is there"

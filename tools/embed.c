@@ -49,7 +49,8 @@ static void say_templates(const char *directory, char **files, int count)
 {
     size_t prefix = strlen(directory) + 1;
 
-    puts("#include \"jit/embedded.h\"\n\nconst struct qn_embedded_file qn_embedded_templates[] = {");
+    puts(
+        "#include \"jit/embedded.h\"\n\nconst struct qn_embedded_file qn_embedded_templates[] = {");
     for (int i = 0; i < count; i++) {
         printf("    { \"%s\",", files[i] + prefix);
         size_t bytes = say_text(files[i]);

@@ -1,7 +1,7 @@
 /* Writes <quern/FAMILY.h> to stdout: the typed view of one family, made from its .def.
  *
- * Compiled once for each family, with QUERN_DEF the name of its .def (also read at run time, for the
- * comment that opens it) and FAMILY its name. What it writes, for a family `gemm`:
+ * Compiled once for each family, with QUERN_DEF the name of its .def (also read when it runs, for
+ * the comment that opens it) and FAMILY its name. What it writes, for a family `gemm`:
  *
  *     quern_family_gemm                                  the family's object in libquern
  *     enum { QUERN_GEMM_LAYOUT_NT, ... }                 the values of CHOICE parameters
@@ -70,8 +70,8 @@ static void say_opening(void)
 }
 
 /* Calls visit(index, word) for each word of a blank-separated list. */
-static void each_word(const char *words, void (*visit)(const char *owner, int index,
-                                                       const char *word),
+static void each_word(const char *words,
+                      void (*visit)(const char *owner, int index, const char *word),
                       const char *owner)
 {
     char word[64];
@@ -155,18 +155,26 @@ static void say_allowed(const struct quern_param *param)
 /* The value a parameter has in SPEC_INIT. */
 static void say_default(const struct quern_param *param)
 {
+#define X(upper_name, lower_name, bytes) [QUERN_##upper_name] = "QUERN_" #upper_name,
+    static const char *const dtypes[] = { QUERN_DTYPE_LIST(X) };
+#undef X
+
     if (param->kind == QUERN_REAL)
         fputs("__builtin_nan(\"\")", stdout);
     else if (param->default_value == QUERN_REQUIRED)
         fputs("QUERN_REQUIRED", stdout);
+    else if (param->kind == QUERN_DTYPE)
+        fputs(dtypes[param->default_value], stdout);
     else
         printf("%lld", (long long)param->default_value);
 }
 
 static void say_spec(void)
 {
-    say("/* What is asked for: struct quern_spec with named fields, its values in the order of the\n"
-        " * .def. Start from QUERN_$_SPEC_INIT, which leaves required sizes QUERN_REQUIRED. A call\n"
+    say("/* What is asked for: struct quern_spec with named fields, its values in the order of "
+        "the\n"
+        " * .def. Start from QUERN_$_SPEC_INIT, which leaves required sizes QUERN_REQUIRED. A "
+        "call\n"
         " * compiles once for each bucket of the dynamic values and each set of static ones. */\n"
         "struct quern_@_spec {\n"
         "    const struct quern_family *family; /* &quern_family_@ */\n"
@@ -213,7 +221,8 @@ static void say_functions(void)
     say("/* Compute. The kernel of the spec's bucket is built on first use and remembered in the\n"
         " * process and in the cache. The CPU is done when this returns; elsewhere the work is\n"
         " * ordered by call->stream. call may be NULL: no stream, workspace from the context.\n"
-        " * Errors: INVALID names the parameter or array; SEALED, COMPILE, LOAD, DEVICE, NO_MEMORY;\n"
+        " * Errors: INVALID names the parameter or array; SEALED, COMPILE, LOAD, DEVICE, "
+        "NO_MEMORY;\n"
         " * UNSUPPORTED; the text is quern_errmsg(ctx). Threads: any, as in <quern.h>. */\n"
         "static inline int quern_@(struct quern_context *ctx, const struct quern_@_spec *spec,\n"
         "    const struct quern_@_arrays *arrays, const struct quern_call *call)\n"
@@ -221,8 +230,10 @@ static void say_functions(void)
         "    return quern_run(ctx, (const struct quern_spec *)(const void *)spec,\n"
         "                     (const struct quern_array *)(const void *)arrays, call);\n"
         "}\n\n"
-        "/* Build the kernel of the spec's bucket without running it. arrays gives the alignment to\n"
-        " * build for; NULL: dense and 16-byte aligned. *kernel is the context's. Errors and threads\n"
+        "/* Build the kernel of the spec's bucket without running it. arrays gives the alignment "
+        "to\n"
+        " * build for; NULL: dense and 16-byte aligned. *kernel is the context's. Errors and "
+        "threads\n"
         " * as above. */\n"
         "static inline int quern_@_prepare(struct quern_context *ctx,\n"
         "    const struct quern_@_spec *spec, const struct quern_@_arrays *arrays,\n"

@@ -1,5 +1,6 @@
-/* JSON on stdout. Objects are made by jansson, whose packing functions take over what they are given
- * and pass a NULL (no memory) on, so that one test at the end, in json_out_print(), is enough. */
+/* JSON on stdout. Objects are made by jansson, whose packing functions take over what they are
+ * given and pass a NULL (no memory) on, so that one test at the end, in json_out_print(), is
+ * enough. */
 #include "json_out.h"
 
 #include "args.h"
@@ -70,14 +71,13 @@ json_t *json_out_steps(const struct quern_report *report)
     json_t *steps = json_array();
     for (int i = 0; steps && i < report->step_count; i++) {
         const struct quern_step_report *step = &report->steps[i];
-        json_array_append_new(steps, json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o}", "step",
-                                               step->name, "from",
-                                               json_out_artifact_from(step->from), "compile_ms",
-                                               json_out_real(step->compile_ms), "load_ms",
-                                               json_out_real(step->load_ms), "registers",
-                                               reported(step->registers), "spills",
-                                               reported(step->spills), "shared_bytes",
-                                               reported(step->shared_bytes)));
+        json_array_append_new(steps,
+                              json_pack("{s:s, s:s, s:o, s:o, s:o, s:o, s:o}", "step", step->name,
+                                        "from", json_out_artifact_from(step->from), "compile_ms",
+                                        json_out_real(step->compile_ms), "load_ms",
+                                        json_out_real(step->load_ms), "registers",
+                                        reported(step->registers), "spills", reported(step->spills),
+                                        "shared_bytes", reported(step->shared_bytes)));
     }
     return steps;
 }

@@ -25,12 +25,12 @@ FOLDERS = ("include", "jit", "cache", "templates", "tools", "bench", "examples",
 
 # Headers of other projects: prefix -> folders that may use them.
 OUTSIDE = {
-    "sqlite3.h": ("cache",),
+    "sqlite3.h": ("cache", "tests"),
     "xxhash.h": ("cache", "jit"),
     "llvm-c/": ("jit/cpu",),
     "jansson.h": ("tools", "tests"),
     "check.h": ("tests",),
-    "omp.h": ("jit/cpu", "bench", "tests"),
+    "omp.h": ("jit", "bench", "tests"),
 }
 LIBC = set(
     """alloca argp assert complex ctype cpuid dirent dlfcn elf errno fcntl fenv float fnmatch ftw
@@ -54,8 +54,9 @@ def sources():
 
 
 def is_device(path):
-    """Embedded in the library and compiled at run time, not compiled by the build."""
-    return path.endswith(("_cpu.c", ".cu", ".cuh", ".h"))
+    """Embedded in the library and compiled at run time. A header is not where a .c goes with it."""
+    return path.endswith(("_cpu.c", ".cu", ".cuh")) or (
+        path.endswith(".h") and not os.path.exists(path[:-2] + ".c"))
 
 
 def under(path, *folders):

@@ -37,16 +37,23 @@ void nearest_init(struct nearest *nearest, const char *wanted)
 {
     nearest->wanted = wanted;
     nearest->best = NULL;
-    nearest->distance = 2 + (int)strnlen(wanted, LONGEST) / 4; /* this far is no longer near */
+    nearest->prefix = 0;
+    nearest->distance = 2 + (int)strnlen(wanted, LONGEST) / 3; /* this far is no longer near */
 }
 
 void nearest_offer(struct nearest *nearest, const char *candidate)
 {
-    int distance = nearest_distance(nearest->wanted, candidate);
-    int is_other_word = distance >= (int)strlen(nearest->wanted) &&
-                        distance >= (int)strlen(candidate); /* nothing was kept */
-    if (distance >= nearest->distance || is_other_word)
-        return;
-    nearest->distance = distance;
-    nearest->best = candidate;
+    const char *wanted = nearest->wanted;
+    int distance = nearest_distance(wanted, candidate), prefix = 0;
+
+    if (distance >= (int)strlen(wanted) && distance >= (int)strlen(candidate))
+        return; /* nothing of the word was kept */
+    while (wanted[prefix] && wanted[prefix] == candidate[prefix])
+        prefix++;
+    int is_tie = nearest->best && distance == nearest->distance;
+    if (distance < nearest->distance || (is_tie && prefix > nearest->prefix)) {
+        nearest->best = candidate;
+        nearest->distance = distance;
+        nearest->prefix = prefix;
+    }
 }

@@ -4,11 +4,11 @@
 
 struct nearest {
     const char *wanted;
-    const char *best; /* NULL: nothing near enough yet */
-    int distance;
+    const char *best;     /* NULL: nothing near enough yet */
+    int distance, prefix; /* of best: edits to reach it, letters it shares at the beginning */
 };
 
-/* Offer each candidate in turn; the first of the nearest ones is kept. */
+/* Offer each candidate in turn; of equally near ones the one that begins alike is kept. */
 void nearest_init(struct nearest *nearest, const char *wanted);
 void nearest_offer(struct nearest *nearest, const char *candidate);
 

@@ -4,9 +4,9 @@
  *     {'descr': '<f4', 'fortran_order': False, 'shape': (3, 4), }  blanks  newline
  *     the elements, and nothing after them
  *
- * The header is a Python literal. Only the form that the format allows is read: three known keys, in
- * any order, whose values are a string, True or False, and a tuple of numbers. Nothing in a file is
- * believed: every length is checked against the bytes that are there.
+ * The header is a Python literal. Only the form that the format allows is read: three known keys,
+ * in any order, whose values are a string, True or False, and a tuple of numbers. Nothing in a file
+ * is believed: every length is checked against the bytes that are there.
  */
 #include "npy.h"
 
@@ -94,7 +94,7 @@ static int take_shape(struct cursor *cursor, struct tensor_view *view)
     return 1;
 }
 
-/* One key and its value. Returns its bit (1 descr, 2 fortran_order, 4 shape), 0 if it is malformed. */
+/* One key and its value. Returns its bit: 1 descr, 2 fortran_order, 4 shape; 0 if malformed. */
 static int take_entry(struct cursor *cursor, struct tensor_view *view)
 {
     char key[16];
@@ -131,8 +131,8 @@ static int take_header(struct cursor *cursor, struct tensor_view *view)
 
 /* ---- Reading ------------------------------------------------------------------------------- */
 
-/* "<f4" and its kind. raw_bytes marks what also carries bf16 and fp8 bits: ml_dtypes saves them as V2,
- * V1 and f1. */
+/* "<f4" and its kind. raw_bytes marks what also carries bf16 and fp8 bits: ml_dtypes saves them as
+ * V2, V1 and f1. */
 static int find_type(struct tensor_view *view, char why[TENSOR_WHY_BYTES])
 {
     static const struct {
@@ -158,8 +158,10 @@ static int find_type(struct tensor_view *view, char why[TENSOR_WHY_BYTES])
         view->raw_bytes = types[i].raw_bytes;
         return 0;
     }
-    snprintf(why, TENSOR_WHY_BYTES, "dtype '%.15s': must be one of f2 f4 f8 i1 u1 i4 i8, or u2 V2 u1 "
-             "V1 for the raw bits of bf16 and fp8", view->type);
+    snprintf(why, TENSOR_WHY_BYTES,
+             "dtype '%.15s': must be one of f2 f4 f8 i1 u1 i4 i8, or u2 V2 u1 "
+             "V1 for the raw bits of bf16 and fp8",
+             view->type);
     return -1;
 }
 
@@ -213,8 +215,10 @@ static int find_data(const unsigned char *bytes, size_t size, size_t start,
         return -1;
     }
     if (size - start != view->bytes) {
-        snprintf(why, TENSOR_WHY_BYTES, "%s: shape %s of '%s' needs %zu bytes of data, the file has "
-                 "%zu", size - start < view->bytes ? "truncated" : "too long", shape, view->type,
+        snprintf(why, TENSOR_WHY_BYTES,
+                 "%s: shape %s of '%s' needs %zu bytes of data, the file has "
+                 "%zu",
+                 size - start < view->bytes ? "truncated" : "too long", shape, view->type,
                  view->bytes, size - start);
         return -1;
     }
@@ -231,7 +235,8 @@ int npy_parse(const void *bytes, size_t size, struct tensor_view *view, char why
         return -1;
     size_t start = (size_t)(header.end - (const char *)bytes);
     if (!take_header(&header, view)) {
-        snprintf(why, TENSOR_WHY_BYTES, "malformed header: must be {'descr': '<f4', 'fortran_order': "
+        snprintf(why, TENSOR_WHY_BYTES,
+                 "malformed header: must be {'descr': '<f4', 'fortran_order': "
                  "False, 'shape': (2, 3)} with a plain dtype");
         return -1;
     }
@@ -258,18 +263,20 @@ static int fail_errno(const char *what, char why[TENSOR_WHY_BYTES])
     return -1;
 }
 
-/* The header as NumPy would write it, so that equal arrays give equal files: padded until the elements
- * start at a multiple of 64. Returns its whole length. */
+/* The header as NumPy would write it, so that equal arrays give equal files: padded until the
+ * elements start at a multiple of 64. Returns its whole length. */
 static size_t make_header(char *header, size_t size, int dtype, int rank, const int64_t *dims)
 {
     char shape[256];
     tensor_shape_text(rank, dims, shape, sizeof(shape));
     size_t prefix = MAGIC_BYTES + 4;
-    size_t used = prefix + (size_t)snprintf(header + prefix, size - prefix,
-                                            "{'descr': '%s', 'fortran_order': False, 'shape': %s, }",
-                                            descr_of(dtype), shape);
+    size_t used =
+        prefix + (size_t)snprintf(header + prefix, size - prefix,
+                                  "{'descr': '%s', 'fortran_order': False, 'shape': %s, }",
+                                  descr_of(dtype), shape);
     int growth = rank ? GROWTH_DIGITS - snprintf(NULL, 0, "%" PRId64, dims[0]) : 0;
-    size_t total = (used + (size_t)growth + 1 + HEADER_ALIGNMENT - 1) / HEADER_ALIGNMENT * HEADER_ALIGNMENT;
+    size_t total =
+        (used + (size_t)growth + 1 + HEADER_ALIGNMENT - 1) / HEADER_ALIGNMENT * HEADER_ALIGNMENT;
     size_t length = total - prefix;
 
     memset(header + used, ' ', total - used - 1);
@@ -294,8 +301,8 @@ static int write_all(int fd, const void *data, size_t bytes)
     return 0;
 }
 
-/* Where the new file must go: a link is followed, and a device or pipe refused, since renaming would
- * put a file in its place. */
+/* Where the new file must go: a link is followed, and a device or pipe refused, since renaming
+ * would put a file in its place. */
 static int find_place(const char *path, char place[PATH_MAX], char why[TENSOR_WHY_BYTES])
 {
     struct stat status;
@@ -310,6 +317,17 @@ static int find_place(const char *path, char place[PATH_MAX], char why[TENSOR_WH
         return -1;
     }
     return realpath(path, place) ? 0 : fail_errno("cannot be written", why);
+}
+
+int npy_check_place(const char *path, char why[TENSOR_WHY_BYTES])
+{
+    char place[PATH_MAX];
+    if (find_place(path, place, why))
+        return -1;
+    char *slash = strrchr(place, '/');
+    if (slash)
+        slash[slash == place] = 0; /* "/" itself keeps its name */
+    return access(slash ? place : ".", W_OK) ? fail_errno("cannot be written", why) : 0;
 }
 
 int npy_write(const char *path, int dtype, int rank, const int64_t *dims, const void *data,

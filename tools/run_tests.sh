@@ -2,7 +2,7 @@
 # run_tests.sh BUILD SUITE...: runs the suites, prints a line for each and, last, the total of their
 # single checks as `N passed, N failed, N skipped`. Exits 1 if anything failed.
 #
-# A suite is a Check program, a *_test.py (unittest) or a *_test.sh that ends with a line of the same
+# A suite is a Check program, a *_test.py (unittest) or a *_test.sh that ends with a line of that
 # form. Each runs in the repository root under a time-out (TEST_TIMEOUT seconds, 300), JOBS (2) at a
 # time, with a private TMPDIR and cache; QUERN_BUILD is the build directory's absolute path. What it
 # prints is shown when it fails. A suite that dies, times out or counts nothing is one failure.
@@ -19,9 +19,10 @@ count() { # log
     local line total skips
     passed=0 failed=0 skipped=0
     while read -r line; do
-        if [[ $line =~ ([0-9]+)%:\ Checks:\ ([0-9]+),\ Failures:\ ([0-9]+),\ Errors:\ ([0-9]+) ]]; then
-            failed=$((failed + BASH_REMATCH[3] + BASH_REMATCH[4]))
-            passed=$((passed + BASH_REMATCH[2] - BASH_REMATCH[3] - BASH_REMATCH[4]))
+        if [[ $line =~ ^[0-9]+%:\ Checks:\ ([0-9]+),\ Failures:\ ([0-9]+),\ Errors:\ ([0-9]+) ]]
+        then
+            failed=$((failed + BASH_REMATCH[2] + BASH_REMATCH[3]))
+            passed=$((passed + BASH_REMATCH[1] - BASH_REMATCH[2] - BASH_REMATCH[3]))
         elif [[ $line =~ ^Ran\ ([0-9]+)\ tests?\ in ]]; then
             total=${BASH_REMATCH[1]}
             passed=$((passed + total))
@@ -48,11 +49,11 @@ run_suite() { # number suite
     command=("$suite")
     [[ $suite == *.py ]] && command=("$python" "$suite")
     mkdir "$private"
-    start=$(date +%s%N)
+    start=$(date +%s%3N)
     TMPDIR=$private QUERN_CACHE=$private/quern.db QUERN_BUILD=$build CK_TIMEOUT_MULTIPLIER=4 \
         timeout --kill-after=10 "${TEST_TIMEOUT:-300}" "${command[@]}" > "$log" 2>&1 < /dev/null
     status=$?
-    seconds=$(awk -v from="$start" -v to="$(date +%s%N)" 'BEGIN { printf "%.1f", (to - from) / 1e9 }')
+    seconds=$(awk -v ms=$(($(date +%s%3N) - start)) 'BEGIN { printf "%.1f", ms / 1000 }')
     rm -rf "$private"
 
     count "$log"
@@ -90,5 +91,7 @@ if ((number == 0)); then
     exit 1
 fi
 awk '{ passed += $1; failed += $2; skipped += $3 }
-     END { printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped; exit failed != 0 }' \
-    "$results"/*.count
+     END {
+         printf "%d passed, %d failed, %d skipped\n", passed, failed, skipped
+         exit failed != 0
+     }' "$results"/*.count

@@ -1,11 +1,11 @@
 /* One tensor of a .safetensors file.
  *
  *     header length (u64, little-endian)
- *     {"weight": {"dtype": "BF16", "shape": [3, 4], "data_offsets": [0, 24]}, "__metadata__": {...}}
+ *     {"weight": {"dtype": "BF16", "shape": [3, 4], "data_offsets": [0, 24]}, ...}
  *     the data, row-major; data_offsets count from here
  *
- * The entry asked for is checked against the bytes that are there; others are not looked at, so that a
- * file with a dtype unknown here still serves its other tensors.
+ * The entry asked for is checked against the bytes that are there; others are not looked at, so
+ * that a file with a dtype unknown here still serves its other tensors.
  */
 #include "safetensors.h"
 
@@ -28,8 +28,8 @@ static json_t *load_header(const unsigned char *bytes, size_t size, size_t *data
     json_error_t error;
 
     if (size < LENGTH_BYTES) {
-        snprintf(why, TENSOR_WHY_BYTES, "not a safetensors file: must have at least 8 bytes, has %zu",
-                 size);
+        snprintf(why, TENSOR_WHY_BYTES,
+                 "not a safetensors file: must have at least 8 bytes, has %zu", size);
         return NULL;
     }
     memcpy(&length, bytes, sizeof(length));
@@ -65,15 +65,14 @@ static int refuse_missing(json_t *header, const char *name, char why[TENSOR_WHY_
     int shown = 0;
 
     nearest_init(&nearest, name);
-    json_object_foreach(header, key, entry)
-        if (strcmp(key, METADATA))
-            nearest_offer(&nearest, key);
+    json_object_foreach(header, key, entry) if (strcmp(key, METADATA)) nearest_offer(&nearest, key);
     used = (size_t)snprintf(why, TENSOR_WHY_BYTES, "no tensor '%.100s'", name);
     if (nearest.best) {
         snprintf(why + used, TENSOR_WHY_BYTES - used, "; did you mean '%.100s'?", nearest.best);
         return -1;
     }
-    json_object_foreach(header, key, entry) {
+    json_object_foreach(header, key, entry)
+    {
         if (!strcmp(key, METADATA) || used + strlen(key) + 16 > TENSOR_WHY_BYTES)
             continue;
         if (shown == 8) {
@@ -92,9 +91,9 @@ static int find_type(const char *type, struct tensor_view *view, char why[TENSOR
         const char *name;
         int dtype;
     } types[] = {
-        { "F32", QUERN_F32 }, { "BF16", QUERN_BF16 },      { "F16", QUERN_F16 },
-        { "F64", QUERN_F64 }, { "F8_E4M3", QUERN_E4M3 },   { "F8_E5M2", QUERN_E5M2 },
-        { "I8", QUERN_I8 },   { "U8", QUERN_U8 },          { "I32", QUERN_I32 },
+        { "F32", QUERN_F32 }, { "BF16", QUERN_BF16 },    { "F16", QUERN_F16 },
+        { "F64", QUERN_F64 }, { "F8_E4M3", QUERN_E4M3 }, { "F8_E5M2", QUERN_E5M2 },
+        { "I8", QUERN_I8 },   { "U8", QUERN_U8 },        { "I32", QUERN_I32 },
         { "I64", QUERN_I64 },
     };
     for (size_t i = 0; type && i < sizeof(types) / sizeof(types[0]); i++) {
@@ -104,8 +103,10 @@ static int find_type(const char *type, struct tensor_view *view, char why[TENSOR
         snprintf(view->type, sizeof(view->type), "%s", type);
         return 0;
     }
-    snprintf(why, TENSOR_WHY_BYTES, "dtype '%.32s': must be one of F32 BF16 F16 F64 I32 I64 U8 I8 "
-             "F8_E4M3 F8_E5M2", type ? type : "");
+    snprintf(why, TENSOR_WHY_BYTES,
+             "dtype '%.32s': must be one of F32 BF16 F16 F64 I32 I64 U8 I8 "
+             "F8_E4M3 F8_E5M2",
+             type ? type : "");
     return -1;
 }
 
@@ -116,14 +117,17 @@ static int find_shape(json_t *shape, struct tensor_view *view, char why[TENSOR_W
     int is_good = json_is_array(shape) && json_array_size(shape) <= TENSOR_MAX_RANK;
 
     if (is_good) {
-        json_array_foreach(shape, i, extent) {
+        json_array_foreach(shape, i, extent)
+        {
             is_good = is_good && json_is_integer(extent) && json_integer_value(extent) >= 0;
             view->dims[view->rank++] = json_integer_value(extent);
         }
     }
     if (!is_good)
-        snprintf(why, TENSOR_WHY_BYTES, "malformed shape: must be an array of at most %d numbers "
-                 ">= 0", TENSOR_MAX_RANK);
+        snprintf(why, TENSOR_WHY_BYTES,
+                 "malformed shape: must be an array of at most %d numbers "
+                 ">= 0",
+                 TENSOR_MAX_RANK);
     return is_good ? 0 : -1;
 }
 
@@ -137,13 +141,16 @@ static int find_data(json_t *offsets, const unsigned char *data, size_t data_byt
 
     if (json_array_size(offsets) != 2 || !json_is_integer(first) || !json_is_integer(last) ||
         begin < 0 || end < begin) {
-        snprintf(why, TENSOR_WHY_BYTES, "malformed data_offsets: must be [begin, end] with 0 <= begin "
+        snprintf(why, TENSOR_WHY_BYTES,
+                 "malformed data_offsets: must be [begin, end] with 0 <= begin "
                  "<= end");
         return -1;
     }
     if ((uint64_t)end > data_bytes) {
-        snprintf(why, TENSOR_WHY_BYTES, "truncated: data_offsets [%" PRId64 ", %" PRId64 "] must lie "
-                 "within the %zu bytes of data", begin, end, data_bytes);
+        snprintf(why, TENSOR_WHY_BYTES,
+                 "truncated: data_offsets [%" PRId64 ", %" PRId64 "] must lie "
+                 "within the %zu bytes of data",
+                 begin, end, data_bytes);
         return -1;
     }
     tensor_shape_text(view->rank, view->dims, shape, sizeof(shape));
@@ -152,9 +159,10 @@ static int find_data(json_t *offsets, const unsigned char *data, size_t data_byt
         return -1;
     }
     if ((uint64_t)(end - begin) != view->bytes) {
-        snprintf(why, TENSOR_WHY_BYTES, "shape %s of %s needs %zu bytes, data_offsets [%" PRId64
-                 ", %" PRId64 "] give %" PRId64, shape, view->type, view->bytes, begin, end,
-                 end - begin);
+        snprintf(why, TENSOR_WHY_BYTES,
+                 "shape %s of %s needs %zu bytes, data_offsets [%" PRId64 ", %" PRId64
+                 "] give %" PRId64,
+                 shape, view->type, view->bytes, begin, end, end - begin);
         return -1;
     }
     view->data = data + begin;

@@ -1,7 +1,7 @@
 /* One run of the quern command: the context from the options, the spec from the words.
  *
- * The library says what is wrong and what is allowed; this file adds the word that was probably meant
- * and turns outcomes into exit codes. The log goes to stderr, a line a message.
+ * The library says what is wrong and what is allowed; this file adds the word that was probably
+ * meant and turns outcomes into exit codes. The log goes to stderr, a line a message.
  */
 #include "session.h"
 
@@ -14,10 +14,14 @@
 static void say(void *user, int level, const char *line)
 {
     const struct session *session = user;
+    size_t length = strlen(line);
+
     (void)level;
+    while (length && line[length - 1] == '\n') /* a compiler's log ends as it likes */
+        length--;
     if (session->progress)
         progress_clear(session->progress);
-    fprintf(stderr, "quern: %s\n", line);
+    fprintf(stderr, "quern: %.*s\n", (int)length, line);
 }
 
 void session_options(struct session *session, struct quern_options *options)
@@ -37,6 +41,14 @@ void session_options(struct session *session, struct quern_options *options)
     options->user = session;
 }
 
+int session_load_plugins(struct session *session)
+{
+    int status = QUERN_OK;
+    for (int i = 0; !status && i < session->args->plugin_count; i++)
+        status = quern_plugin_load(session->ctx, session->args->plugins[i]);
+    return status;
+}
+
 int session_open(struct session *session, const struct args *args)
 {
     struct quern_options options;
@@ -44,8 +56,8 @@ int session_open(struct session *session, const struct args *args)
     *session = (struct session){ .args = args };
     session_options(session, &options);
     int status = quern_context_create(&options, &session->ctx);
-    for (int i = 0; !status && i < args->plugin_count; i++)
-        status = quern_plugin_load(session->ctx, args->plugins[i]);
+    if (!status)
+        status = session_load_plugins(session);
     return status ? session_fail(session, status) : EXIT_DONE;
 }
 
@@ -106,8 +118,9 @@ static int set_param(struct session *session, struct quern_spec *spec, const cha
 
     quern_family_describe(spec->family, &family);
     if (args_split(word, name, sizeof(name), &value))
-        return complain(EXIT_USAGE, "word=%s: must be PARAMETER=VALUE; quern families %s lists them",
-                        word, family.name);
+        return complain(EXIT_USAGE,
+                        "word=%s: must be PARAMETER=VALUE; quern families %s lists them", word,
+                        family.name);
     nearest_init(&nearest, name);
     for (int i = 0; i < family.param_count; i++) {
         if (strcmp(family.params[i].name, name)) {

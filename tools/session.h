@@ -1,4 +1,4 @@
-/* One run of the quern command: its context, made from the options, and what every verb asks of it. */
+/* One run of the quern command: its context, and what every verb asks of it. */
 #ifndef TOOLS_SESSION_H
 #define TOOLS_SESSION_H
 
@@ -16,6 +16,8 @@ struct session {
 
 /* Options of the context as the command line gives them; the session is the log's user. */
 void session_options(struct session *session, struct quern_options *options);
+/* Load what --plugin names. The library's status. */
+int session_load_plugins(struct session *session);
 /* Make the context and load the plugins. An exit code, after complaining; close it in any case. */
 int session_open(struct session *session, const struct args *args);
 void session_close(struct session *session);

@@ -12,7 +12,7 @@
 
 struct tensor_view {
     int dtype;     /* enum quern_dtype; QUERN_NONE: nothing but raw bits */
-    int raw_bytes; /* 1 or 2: may also be taken as the bits of a type without a NumPy name; else 0 */
+    int raw_bytes; /* 1 or 2: may also hold the bits of a type without a NumPy name; else 0 */
     char type[16]; /* as the file writes it: "<f4", "BF16" */
     int is_fortran;
     int rank;

@@ -1,4 +1,5 @@
-/* Expands a family's list, the file named by QUERN_DEF, into what its .c needs. Include once, there.
+/* Expands a family's list into what its .c needs. Include once, there, after defining QUERN_DEF as the
+ * list's name on the include path: built-in families write "copy/copy.def".
  *
  * The list has a line for each parameter and each array:
  *
@@ -38,7 +39,7 @@ struct values {
 #undef QUERN_PARAM
 };
 
-static inline const struct values *values_of(const struct quern_spec *spec)
+static inline __attribute__((unused)) const struct values *values_of(const struct quern_spec *spec)
 {
     return (const struct values *)(const void *)spec->values;
 }
@@ -52,7 +53,7 @@ enum {
     ARRAY_COUNT
 };
 
-static const struct quern_param quern_def_params[] = {
+__attribute__((unused)) static const struct quern_param quern_def_params[] = {
 #define QUERN_PARAM(name, class_, kind, domain, default_value, doc)                                \
     { #name,         QUERN_##class_,                                                               \
       QUERN_##kind,  _Generic((domain), char *: (domain), default: NULL),                          \
@@ -63,7 +64,7 @@ static const struct quern_param quern_def_params[] = {
 #undef QUERN_PARAM
 };
 
-static const struct quern_array_info quern_def_arrays[] = {
+__attribute__((unused)) static const struct quern_array_info quern_def_arrays[] = {
 #define QUERN_PARAM(...)
 #define QUERN_ARRAY(name, role, dtype, doc, ...) { #name, #role, #dtype, #__VA_ARGS__, doc },
 #include QUERN_DEF
@@ -72,7 +73,8 @@ static const struct quern_array_info quern_def_arrays[] = {
 };
 
 /* Each parameter becomes a local of its own name, so that the list's expressions can use it. */
-static void quern_def_shape(const struct quern_spec *spec, int index, struct quern_shape *shape)
+__attribute__((unused)) static void quern_def_shape(const struct quern_spec *spec, int index,
+                                                    struct quern_shape *shape)
 {
     enum { ABSENT = QUERN_ABSENT, IN = QUERN_IN, OUT = QUERN_OUT, INOUT = QUERN_INOUT };
 #define QUERN_PARAM(name, class_, kind, ...)                                                       \

@@ -39,7 +39,7 @@ typedef void qn_cpu_entry(const void *args, uint32_t x, uint32_t y, uint32_t z);
 int qn_grid_default_threads(void);
 
 /* Every block of the step, on `threads` threads when order is QN_GRID_PARALLEL. Returns when all
- * have ended. QUERN_INVALID: args misaligned, or 2^63 blocks and more. */
+ * have ended. QUERN_INVALID: 2^63 blocks and more. */
 int qn_grid_run(qn_cpu_entry *entry, const struct quern_step_launch *step, int threads,
                 enum qn_grid_order order, struct quern_message *why);
 

@@ -46,32 +46,32 @@ static const struct instruction_set {
     enum cpuid_register where;
     int bit;
 } instruction_sets[] = {
-    {2, 0, 1, 0, ECX, 0},           /* SSE3 */
-    {2, 0, 1, 0, ECX, 9},           /* SSSE3 */
-    {2, 0, 1, 0, ECX, 13},          /* CMPXCHG16B */
-    {2, 0, 1, 0, ECX, 19},          /* SSE4.1 */
-    {2, 0, 1, 0, ECX, 20},          /* SSE4.2 */
-    {2, 0, 1, 0, ECX, 23},          /* POPCNT */
-    {2, 0, 0x80000001, 0, ECX, 0},  /* LAHF */
-    {3, 0, 1, 0, ECX, 12},          /* FMA */
-    {3, 0, 1, 0, ECX, 22},          /* MOVBE */
-    {3, 0, 1, 0, ECX, 27},          /* OSXSAVE */
-    {3, 0, 1, 0, ECX, 28},          /* AVX */
-    {3, 0, 1, 0, ECX, 29},          /* F16C */
-    {3, 0, 7, 0, EBX, 3},           /* BMI1 */
-    {3, 0, 7, 0, EBX, 5},           /* AVX2 */
-    {3, 0, 7, 0, EBX, 8},           /* BMI2 */
-    {3, 0, 0x80000001, 0, ECX, 5},  /* LZCNT */
-    {4, 0, 7, 0, EBX, 16},          /* AVX512F */
-    {4, 0, 7, 0, EBX, 17},          /* AVX512DQ */
-    {4, 0, 7, 0, EBX, 28},          /* AVX512CD */
-    {4, 0, 7, 0, EBX, 30},          /* AVX512BW */
-    {4, 0, 7, 0, EBX, 31},          /* AVX512VL */
-    {0, QUERN_CPU_VNNI, 7, 0, ECX, 11}, /* AVX512_VNNI */
-    {0, QUERN_CPU_BF16, 7, 1, EAX, 5},  /* AVX512_BF16 */
-    {0, QUERN_CPU_AMX, 7, 0, EDX, 22},  /* AMX_BF16 */
-    {0, QUERN_CPU_AMX, 7, 0, EDX, 24},  /* AMX_TILE */
-    {0, QUERN_CPU_AMX, 7, 0, EDX, 25},  /* AMX_INT8 */
+    { 2, 0, 1, 0, ECX, 0 },               /* SSE3 */
+    { 2, 0, 1, 0, ECX, 9 },               /* SSSE3 */
+    { 2, 0, 1, 0, ECX, 13 },              /* CMPXCHG16B */
+    { 2, 0, 1, 0, ECX, 19 },              /* SSE4.1 */
+    { 2, 0, 1, 0, ECX, 20 },              /* SSE4.2 */
+    { 2, 0, 1, 0, ECX, 23 },              /* POPCNT */
+    { 2, 0, 0x80000001, 0, ECX, 0 },      /* LAHF */
+    { 3, 0, 1, 0, ECX, 12 },              /* FMA */
+    { 3, 0, 1, 0, ECX, 22 },              /* MOVBE */
+    { 3, 0, 1, 0, ECX, 27 },              /* OSXSAVE */
+    { 3, 0, 1, 0, ECX, 28 },              /* AVX */
+    { 3, 0, 1, 0, ECX, 29 },              /* F16C */
+    { 3, 0, 7, 0, EBX, 3 },               /* BMI1 */
+    { 3, 0, 7, 0, EBX, 5 },               /* AVX2 */
+    { 3, 0, 7, 0, EBX, 8 },               /* BMI2 */
+    { 3, 0, 0x80000001, 0, ECX, 5 },      /* LZCNT */
+    { 4, 0, 7, 0, EBX, 16 },              /* AVX512F */
+    { 4, 0, 7, 0, EBX, 17 },              /* AVX512DQ */
+    { 4, 0, 7, 0, EBX, 28 },              /* AVX512CD */
+    { 4, 0, 7, 0, EBX, 30 },              /* AVX512BW */
+    { 4, 0, 7, 0, EBX, 31 },              /* AVX512VL */
+    { 0, QUERN_CPU_VNNI, 7, 0, ECX, 11 }, /* AVX512_VNNI */
+    { 0, QUERN_CPU_BF16, 7, 1, EAX, 5 },  /* AVX512_BF16 */
+    { 0, QUERN_CPU_AMX, 7, 0, EDX, 22 },  /* AMX_BF16 */
+    { 0, QUERN_CPU_AMX, 7, 0, EDX, 24 },  /* AMX_TILE */
+    { 0, QUERN_CPU_AMX, 7, 0, EDX, 25 },  /* AMX_INT8 */
 };
 
 static int has_instruction_set(const struct instruction_set *set)
@@ -153,13 +153,21 @@ int qn_cpu_target_accepts(const struct quern_target *host, const struct quern_ta
                           struct quern_message *why)
 {
     char have[QN_TARGET_TEXT_BYTES], want[QN_TARGET_TEXT_BYTES];
+    int lacking = target->cpu_features & ~host->cpu_features;
 
-    if (target->kind == QUERN_CPU && target->cpu_arch == host->cpu_arch &&
-        target->cpu_level <= host->cpu_level && !(target->cpu_features & ~host->cpu_features))
-        return 0;
     qn_target_format(host, have, sizeof have);
     qn_target_format(target, want, sizeof want);
-    return quern_refuse(why, "target=%s: this CPU is %s and cannot execute it", want, have);
+    if (target->kind != QUERN_CPU || target->cpu_arch != host->cpu_arch)
+        return quern_refuse(why, "target=%s: this device is %s, another architecture", want, have);
+    if (target->cpu_level > host->cpu_level)
+        return quern_refuse(why, "target=%s: this CPU is %s and lacks x86-64-v%d", want, have,
+                            target->cpu_level);
+    if (lacking)
+        return quern_refuse(why, "target=%s: this CPU is %s and lacks%s%s%s", want, have,
+                            lacking & QUERN_CPU_BF16 ? " bf16" : "",
+                            lacking & QUERN_CPU_VNNI ? " vnni" : "",
+                            lacking & QUERN_CPU_AMX ? " amx" : "");
+    return 0;
 }
 
 /* ---- The compiler's options ---------------------------------------------------------------- */
@@ -171,52 +179,53 @@ void qn_cpu_target_options(const struct quern_target *target, char *text, size_t
     static const char common[] =
         "-std=gnu11 -O3 -ffreestanding -nostdlibinc -fPIC -ffp-contract=fast -fno-math-errno "
         "-fno-asynchronous-unwind-tables -fno-stack-protector";
+    static const char *const levels[] = { "x86-64", "x86-64-v2", "x86-64-v3", "x86-64-v4" };
     int features = target->cpu_features;
 
     if (target->cpu_arch == 1) {
         snprintf(text, bytes, "--target=aarch64-unknown-linux-gnu %s -march=armv8-a", common);
         return;
     }
-    snprintf(text, bytes, "--target=x86_64-unknown-linux-gnu %s%s -march=x86-64%.*s%s%s%s", common,
+    snprintf(text, bytes, "--target=x86_64-unknown-linux-gnu %s%s -march=%s%s%s%s", common,
              target->cpu_level == 4 ? " -mprefer-vector-width=512" : "",
-             target->cpu_level > 1 ? 3 : 0, &"-v2\0-v3\0-v4"[4 * (target->cpu_level - 2)],
-             features & QUERN_CPU_BF16 ? " -mavx512bf16" : "",
+             levels[target->cpu_level - 1], features & QUERN_CPU_BF16 ? " -mavx512bf16" : "",
              features & QUERN_CPU_VNNI ? " -mavx512vnni" : "",
              features & QUERN_CPU_AMX ? " -mamx-tile -mamx-bf16 -mamx-int8" : "");
 }
 
 /* ---- The profile --------------------------------------------------------------------------- */
 
-/* A cache's size from sysfs, as "48K"; 0 if it does not say. */
+/* One line of /sys/devices/system/cpu/cpu0/cache/index<index>/<field>; 0 if there is none. */
+static int sysfs_cache_read(int index, const char *field, char *value, int bytes)
+{
+    char path[96];
+
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/%s", index, field);
+    FILE *file = fopen(path, "re");
+    if (!file)
+        return 0;
+    int is_read = fgets(value, bytes, file) != NULL;
+    fclose(file);
+    return is_read;
+}
+
+/* Sizes are written as "48K". 0 if the kernel does not say. */
 static int64_t sysfs_cache_bytes(int level)
 {
-    int64_t bytes = 0;
+    char found[16], type[16], size[32];
 
-    for (int index = 0; index < 8 && !bytes; index++) {
-        static const char *const fields[] = {"level", "type", "size"};
-        char values[3][32] = {"", "", ""};
-        for (int i = 0; i < 3; i++) {
-            char path[96];
-            snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/%s", index,
-                     fields[i]);
-            FILE *file = fopen(path, "re");
-            if (!file)
-                return 0;
-            if (!fgets(values[i], sizeof values[i], file))
-                values[i][0] = 0;
-            fclose(file);
-        }
-        if (atoi(values[0]) == level && values[1][0] != 'I')
-            bytes = strtoll(values[2], NULL, 10) << (strchr(values[2], 'M') ? 20 : 10);
-    }
-    return bytes;
+    for (int index = 0; sysfs_cache_read(index, "level", found, sizeof found); index++)
+        if (atoi(found) == level && sysfs_cache_read(index, "type", type, sizeof type) &&
+            strncmp(type, "Instruction", 11) && sysfs_cache_read(index, "size", size, sizeof size))
+            return strtoll(size, NULL, 10) << (strchr(size, 'M') ? 20 : 10);
+    return 0;
 }
 
 /* The C library knows from cpuid where there is one; sysfs knows elsewhere. */
 static int64_t cache_bytes(int level)
 {
-    static const int names[] = {_SC_LEVEL1_DCACHE_SIZE, _SC_LEVEL2_CACHE_SIZE,
-                                _SC_LEVEL3_CACHE_SIZE};
+    static const int names[] = { _SC_LEVEL1_DCACHE_SIZE, _SC_LEVEL2_CACHE_SIZE,
+                                 _SC_LEVEL3_CACHE_SIZE };
     int64_t bytes = sysconf(names[level - 1]);
     return bytes > 0 ? bytes : sysfs_cache_bytes(level);
 }
@@ -232,10 +241,12 @@ static void cache_text(const char *name, int64_t cache, char *text, size_t bytes
                  is_mega ? 'M' : 'K');
 }
 
+#ifdef __x86_64__
+
 /* Drop what does not tell machines apart, "(R)", "CPU" and what follows "@", and extra blanks. */
 static void tidy_brand(const char *brand, char *text, size_t bytes)
 {
-    static const char *const noise[] = {"(R)", "(TM)", "(r)", "(tm)", "CPU "};
+    static const char *const noise[] = { "(R)", "(TM)", "(r)", "(tm)", "CPU " };
     size_t length = 0;
 
     while (*brand && *brand != '@' && length + 1 < bytes) {
@@ -252,12 +263,10 @@ static void tidy_brand(const char *brand, char *text, size_t bytes)
     text[length] = 0;
 }
 
-#ifdef __x86_64__
-
 /* "Intel Xeon Processor 6.173.1": brand, then family.model.stepping as cpuid encodes them. */
 static void model_text(char *text, size_t bytes)
 {
-    unsigned brand[13] = {0}, eax = 0, ebx, ecx, edx;
+    unsigned brand[13] = { 0 }, eax = 0, ebx, ecx, edx;
     char tidy[49];
 
     for (unsigned i = 0; i < 3; i++)
@@ -287,9 +296,7 @@ static void model_text(char *text, size_t bytes)
             sscanf(line, "CPU part : %x", &part);
     if (file)
         fclose(file);
-    char raw[64];
-    snprintf(raw, sizeof raw, "aarch64 0x%02x.0x%03x", implementer, part);
-    tidy_brand(raw, text, bytes);
+    snprintf(text, bytes, "aarch64 0x%02x.0x%03x", implementer, part);
 }
 
 #endif

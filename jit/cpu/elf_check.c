@@ -49,30 +49,30 @@ struct relocation {
     uint8_t width, before;
 };
 static const struct relocation relocations[] = {
-    {EM_X86_64, R_X86_64_64, 8, 0},
-    {EM_X86_64, R_X86_64_PC64, 8, 0},
-    {EM_X86_64, R_X86_64_PC32, 4, 0},
-    {EM_X86_64, R_X86_64_PLT32, 4, 1},
-    {EM_X86_64, R_X86_64_GOTPCREL, 4, 3},
-    {EM_X86_64, R_X86_64_GOTPCRELX, 4, 2},
-    {EM_X86_64, R_X86_64_REX_GOTPCRELX, 4, 3},
-    {EM_AARCH64, R_AARCH64_ABS64, 8, 0},
-    {EM_AARCH64, R_AARCH64_PREL64, 8, 0},
-    {EM_AARCH64, R_AARCH64_PREL32, 4, 0},
-    {EM_AARCH64, R_AARCH64_ADR_PREL_LO21, 4, 0},
-    {EM_AARCH64, R_AARCH64_ADR_PREL_PG_HI21, 4, 0},
-    {EM_AARCH64, R_AARCH64_ADD_ABS_LO12_NC, 4, 0},
-    {EM_AARCH64, R_AARCH64_LDST8_ABS_LO12_NC, 4, 0},
-    {EM_AARCH64, R_AARCH64_LDST16_ABS_LO12_NC, 4, 0},
-    {EM_AARCH64, R_AARCH64_LDST32_ABS_LO12_NC, 4, 0},
-    {EM_AARCH64, R_AARCH64_LDST64_ABS_LO12_NC, 4, 0},
-    {EM_AARCH64, R_AARCH64_LDST128_ABS_LO12_NC, 4, 0},
-    {EM_AARCH64, R_AARCH64_CALL26, 4, 0},
-    {EM_AARCH64, R_AARCH64_JUMP26, 4, 0},
-    {EM_AARCH64, R_AARCH64_CONDBR19, 4, 0},
-    {EM_AARCH64, R_AARCH64_TSTBR14, 4, 0},
-    {EM_AARCH64, R_AARCH64_ADR_GOT_PAGE, 4, 0},
-    {EM_AARCH64, R_AARCH64_LD64_GOT_LO12_NC, 4, 0},
+    { EM_X86_64, R_X86_64_64, 8, 0 },
+    { EM_X86_64, R_X86_64_PC64, 8, 0 },
+    { EM_X86_64, R_X86_64_PC32, 4, 0 },
+    { EM_X86_64, R_X86_64_PLT32, 4, 1 },
+    { EM_X86_64, R_X86_64_GOTPCREL, 4, 3 },
+    { EM_X86_64, R_X86_64_GOTPCRELX, 4, 2 },
+    { EM_X86_64, R_X86_64_REX_GOTPCRELX, 4, 3 },
+    { EM_AARCH64, R_AARCH64_ABS64, 8, 0 },
+    { EM_AARCH64, R_AARCH64_PREL64, 8, 0 },
+    { EM_AARCH64, R_AARCH64_PREL32, 4, 0 },
+    { EM_AARCH64, R_AARCH64_ADR_PREL_LO21, 4, 0 },
+    { EM_AARCH64, R_AARCH64_ADR_PREL_PG_HI21, 4, 0 },
+    { EM_AARCH64, R_AARCH64_ADD_ABS_LO12_NC, 4, 0 },
+    { EM_AARCH64, R_AARCH64_LDST8_ABS_LO12_NC, 4, 0 },
+    { EM_AARCH64, R_AARCH64_LDST16_ABS_LO12_NC, 4, 0 },
+    { EM_AARCH64, R_AARCH64_LDST32_ABS_LO12_NC, 4, 0 },
+    { EM_AARCH64, R_AARCH64_LDST64_ABS_LO12_NC, 4, 0 },
+    { EM_AARCH64, R_AARCH64_LDST128_ABS_LO12_NC, 4, 0 },
+    { EM_AARCH64, R_AARCH64_CALL26, 4, 0 },
+    { EM_AARCH64, R_AARCH64_JUMP26, 4, 0 },
+    { EM_AARCH64, R_AARCH64_CONDBR19, 4, 0 },
+    { EM_AARCH64, R_AARCH64_TSTBR14, 4, 0 },
+    { EM_AARCH64, R_AARCH64_ADR_GOT_PAGE, 4, 0 },
+    { EM_AARCH64, R_AARCH64_LD64_GOT_LO12_NC, 4, 0 },
 };
 
 #define DAMAGED(object, ...) QN_CPU_FAIL(LOAD, (object)->why, "artifact is damaged: " __VA_ARGS__)
@@ -92,10 +92,17 @@ static Elf64_Shdr section_at(const struct object *object, unsigned index)
     return section;
 }
 
-/* Text of a string table that passed check_strings(), or NULL past its end. */
+/* Text of a string table that passed check_strings(). NULL past its end, and for what is not
+ * printable: names go into messages. */
 static const char *string_at(const struct object *object, const Elf64_Shdr *table, uint32_t offset)
 {
-    return offset < table->sh_size ? (const char *)object->data + table->sh_offset + offset : NULL;
+    if (offset >= table->sh_size)
+        return NULL;
+    const char *text = (const char *)object->data + table->sh_offset + offset;
+    for (const char *at = text; *at; at++)
+        if (*at < ' ' || *at > '~')
+            return NULL;
+    return text;
 }
 
 /* ---- 1. The header ------------------------------------------------------------------------- */
@@ -141,9 +148,9 @@ static int check_strings(struct object *object, const Elf64_Shdr *table)
 /* By name, for what has no type of its own everywhere. */
 static int check_name(struct object *object, const char *name)
 {
-    static const char *const refused[] = {".ctors",      ".dtors",      ".init",
-                                          ".fini",       ".preinit",    ".eh_frame",
-                                          ".gcc_except", ".tdata",      ".tbss"};
+    static const char *const refused[] = { ".ctors",      ".dtors",   ".init",
+                                           ".fini",       ".preinit", ".eh_frame",
+                                           ".gcc_except", ".tdata",   ".tbss" };
 
     for (size_t i = 0; i < sizeof refused / sizeof refused[0]; i++)
         if (!strncmp(name, refused[i], strlen(refused[i])))
@@ -184,8 +191,8 @@ static int check_extent(struct object *object, const Elf64_Shdr *section, const 
     if (section->sh_addr || section->sh_size > MAX_SECTION_BYTES)
         return DAMAGED(object, "section=%.40s: has an address or is over 256 MiB", name);
     if (alignment & (alignment - 1) || alignment > MAX_ALIGNMENT)
-        return DAMAGED(object, "section=%.40s: alignment=%llu must be a power of two to 4096",
-                       name, (unsigned long long)alignment);
+        return DAMAGED(object, "section=%.40s: alignment=%llu must be a power of two to 4096", name,
+                       (unsigned long long)alignment);
     return 0;
 }
 
@@ -226,7 +233,7 @@ static int check_section(struct object *object, unsigned index, const Elf64_Shdr
     int status;
 
     if (!name)
-        return DAMAGED(object, "a section has no name");
+        return DAMAGED(object, "a section has no readable name");
     if ((status = check_type(object, &section, name)) ||
         (status = check_flags(object, &section, name)) ||
         (status = check_extent(object, &section, name)) || (status = check_name(object, name)))
@@ -298,7 +305,7 @@ static int check_symbol(struct object *object, unsigned index)
     unsigned type = ELF64_ST_TYPE(symbol.st_info), bind = ELF64_ST_BIND(symbol.st_info);
 
     if (!name)
-        return DAMAGED(object, "symbol %u has no name", index);
+        return DAMAGED(object, "symbol %u has no readable name", index);
     if (type == STT_TLS)
         return REFUSED(object, "symbol=%.80s: kernels may have no thread-local data", name);
     if (type > STT_FILE || bind > STB_WEAK || symbol.st_other > STV_PROTECTED)
@@ -388,7 +395,7 @@ static int check_relocations(struct object *object, const Elf64_Shdr *table)
 int qn_elf_check(const void *blob, size_t blob_bytes, const struct quern_target *target,
                  const char **function, struct quern_message *why)
 {
-    struct object object = {.data = blob, .bytes = blob_bytes, .why = why};
+    struct object object = { .data = blob, .bytes = blob_bytes, .why = why };
     const char *found = NULL;
     int status = check_header(&object, target);
 

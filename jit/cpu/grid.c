@@ -56,14 +56,11 @@ int qn_grid_run(qn_cpu_entry *entry, const struct quern_step_launch *step, int t
                 enum qn_grid_order order, struct quern_message *why)
 {
     const uint32_t *count = step->grid;
-    struct grid grid = {entry, step->args, count[0], count[1], 0};
+    struct grid grid = { entry, step->args, count[0], count[1], 0 };
 
-    /* Kernels load vectors from their arguments; a launch in plain malloc memory would fault. */
-    if ((uintptr_t)step->args % 64)
-        return quern_refuse(why, "args=%p: must be 64-byte aligned", (const void *)step->args);
     if (!count[0] || !count[1] || !count[2])
         return 0;
-    if (__builtin_mul_overflow((int64_t)count[0] * count[1], (int64_t)count[2], &grid.blocks))
+    if (__builtin_mul_overflow((uint64_t)count[0] * count[1], count[2], &grid.blocks))
         return quern_refuse(why, "grid=%ux%ux%u: must have fewer than 2^63 blocks", count[0],
                             count[1], count[2]);
     if (order != QN_GRID_PARALLEL || grid.blocks == 1 || threads == 1 || omp_in_parallel())

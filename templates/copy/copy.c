@@ -1,6 +1,6 @@
 /* copy: the smallest complete family. One dynamic size, one dtype, a flag that makes the output an
  * inout array, a scalar, one variant with one knob. Copy this folder to start a family. */
-#define QUERN_DEF "copy.def"
+#define QUERN_DEF "copy/copy.def"
 #include <quern/family_def.h>
 
 #include <math.h>

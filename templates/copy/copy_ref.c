@@ -1,5 +1,5 @@
 /* The obvious reference of copy, in float64. */
-#define QUERN_DEF "copy.def"
+#define QUERN_DEF "copy/copy.def"
 #include <quern/family_def.h>
 
 #include <math.h>

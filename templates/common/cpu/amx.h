@@ -18,7 +18,7 @@ static void configure_tiles(void)
         uint8_t palette, start_row, reserved[14];
         uint16_t row_bytes[16];
         uint8_t rows[16];
-    } config = {.palette = 1};
+    } config = { .palette = 1 };
     for (int i = 0; i < 8; i++) {
         config.row_bytes[i] = TILE_UNITS * 4;
         config.rows[i] = TILE_ROWS;

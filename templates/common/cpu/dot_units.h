@@ -35,8 +35,9 @@ INLINE vec_u32 load_units(int dtype, const void *p)
 
 INLINE vec_u32 load_part_units(int dtype, const void *p, int64_t count)
 {
-    if (!IS_PAIRED) return (vec_u32)load_part_as_f32(dtype, p, count);
-    uint32_t buffer[VW] = {0};
+    if (!IS_PAIRED)
+        return (vec_u32)load_part_as_f32(dtype, p, count);
+    uint32_t buffer[VW] = { 0 };
     __builtin_memcpy(buffer, p, count * 2);
     return load_u32(buffer);
 }
@@ -44,7 +45,8 @@ INLINE vec_u32 load_part_units(int dtype, const void *p, int64_t count)
 /* Any count: what is past the end is zero and is not read. */
 INLINE vec_u32 load_some_units(int dtype, const void *p, int64_t count)
 {
-    if (count >= VEC_K) return load_units(dtype, p);
-    return count > 0 ? load_part_units(dtype, p, count) : (vec_u32){0};
+    if (count >= VEC_K)
+        return load_units(dtype, p);
+    return count > 0 ? load_part_units(dtype, p, count) : (vec_u32){ 0 };
 }
 #endif

@@ -43,16 +43,16 @@ INLINE vec_f32 f32_from_f16(vec_u16 bits)
 
 INLINE vec_u16 f16_from_f32(vec_f32 value)
 {
-    return (vec_u16)__builtin_convertvector(value, vec_f16);
+    return (vec_u16) __builtin_convertvector(value, vec_f16);
 }
 #else
 INLINE vec_f32 f32_from_f16(vec_u16 half)
 {
     vec_u32 bits = __builtin_convertvector(half, vec_u32);
     vec_u32 magnitude = (bits & 0x7fff) << 13;
-    vec_f32 rebias = (vec_f32)splat_u32(0x77800000);             /* 2^112 */
+    vec_f32 rebias = (vec_f32)splat_u32(0x77800000); /* 2^112 */
     vec_u32 finite = (vec_u32)((vec_f32)magnitude * rebias);
-    vec_u32 special = magnitude | 0x7f800000;                    /* infinity, NaN */
+    vec_u32 special = magnitude | 0x7f800000; /* infinity, NaN */
     vec_i32 is_special = magnitude >= 0x0f800000;
     return (vec_f32)(select_u32(is_special, special, finite) | (bits & 0x8000) << 16);
 }
@@ -79,7 +79,8 @@ INLINE const void *element(int dtype, const void *base, int64_t index)
 
 INLINE vec_f32 load_as_f32(int dtype, const void *p)
 {
-    if (dtype == DT_F32) return (vec_f32)load_u32(p);
+    if (dtype == DT_F32)
+        return (vec_f32)load_u32(p);
     return dtype == DT_BF16 ? f32_from_bf16(load_u16(p)) : f32_from_f16(load_u16(p));
 }
 
@@ -93,15 +94,16 @@ INLINE void store_from_f32(int dtype, void *p, vec_f32 value)
 
 INLINE vec_f32 load_part_as_f32(int dtype, const void *p, int64_t count)
 {
-    uint32_t buffer[VW] = {0};
+    uint32_t buffer[VW] = { 0 };
     __builtin_memcpy(buffer, p, count * DT_SIZE(dtype));
     return load_as_f32(dtype, buffer);
 }
 
 INLINE float load_one_as_f32(int dtype, const void *p)
 {
-    if (dtype == DT_F32) return *(const float *)p;
-    vec_u16 bits = {*(const uint16_t *)p};
+    if (dtype == DT_F32)
+        return *(const float *)p;
+    vec_u16 bits = { *(const uint16_t *)p };
     return (dtype == DT_BF16 ? f32_from_bf16(bits) : f32_from_f16(bits))[0];
 }
 

@@ -4,7 +4,7 @@
  *   panel   dst[p][c]                 unit p of column c, c < width  (the operand of whole vectors)
  *
  * Sources are row-major: "nk" has k innermost and is transposed into a panel, "kn" has n
- * innermost. Only the stated elements are read. `width` is a constant multiple of VW. */
+ * innermost. Only the stated elements are read. `width` is a constant, a multiple of VW. */
 #ifndef QN_CPU_PACK_UNITS_H
 #define QN_CPU_PACK_UNITS_H
 #include "common/cpu/dot_units.h"
@@ -17,9 +17,12 @@ INLINE void pack_row(uint32_t *dst, int dtype, const void *src, int64_t k, int64
         store_u32(dst + p, load_some_units(dtype, element(dtype, src, p * UNIT_K), k - p * UNIT_K));
 }
 
-/* `columns` <= width rows of b[n][k] to a panel of `units` rows. */
-INLINE void pack_panel_nk(uint32_t *dst, int width, int dtype, const void *src, int64_t stride,
-                          int64_t columns, int64_t k, int64_t units)
+/* `columns` <= width rows of b[n][k] to a panel of `units` rows. A width below VW is allowed too:
+ * rows of the panel are written in order, each store running over into the next row, the last one
+ * VW - width units past the panel's end. One copy serves every width, and is specialised by the
+ * compiler if all callers name one dtype; a mixed product tests the dtype as it goes. */
+APART void pack_panel_nk(uint32_t *dst, int width, int dtype, const void *src, int64_t stride,
+                         int64_t columns, int64_t k, int64_t units)
 {
     for (int c = 0; c < width; c += VW) {
         const void *group = element(dtype, src, c * stride);
@@ -28,15 +31,23 @@ INLINE void pack_panel_nk(uint32_t *dst, int width, int dtype, const void *src, 
             int64_t left = k - p * UNIT_K;
             const void *corner = element(dtype, group, p * UNIT_K);
             if (columns - c >= VW && left >= VEC_K) {
-                UNROLL for (int i = 0; i < VW; i++)
+                UNROLL
+                for (int i = 0; i < VW; i++)
                     square[i] = load_units(dtype, element(dtype, corner, i * stride));
             } else {
+                vec_u32 edge[VW]; /* apart from square, which stays in registers */
+                ROLLED
                 for (int i = 0; i < VW; i++)
-                    square[i] = load_some_units(dtype, element(dtype, corner, i * stride),
-                                                c + i < columns ? left : 0);
+                    edge[i] = load_some_units(dtype, element(dtype, corner, i * stride),
+                                              c + i < columns ? left : 0);
+                UNROLL
+                for (int i = 0; i < VW; i++)
+                    square[i] = edge[i];
             }
             transpose(square);
-            UNROLL for (int i = 0; i < VW; i++) store_u32(dst + (p + i) * width + c, square[i]);
+            UNROLL
+            for (int i = 0; i < VW; i++)
+                store_u32(dst + (p + i) * width + c, square[i]);
         }
     }
 }
@@ -44,11 +55,12 @@ INLINE void pack_panel_nk(uint32_t *dst, int width, int dtype, const void *src, 
 /* VW columns of one row of b[k][n], widened to 32 bits; those past `columns` are zero. */
 INLINE vec_u32 load_columns(int dtype, const void *p, int64_t columns)
 {
-    if (columns <= 0) return (vec_u32){0};
+    if (columns <= 0)
+        return (vec_u32){ 0 };
     if (!IS_PAIRED)
         return (vec_u32)(columns < VW ? load_part_as_f32(dtype, p, columns)
                                       : load_as_f32(dtype, p));
-    uint16_t buffer[VW] = {0};
+    uint16_t buffer[VW] = { 0 };
     if (columns < VW) {
         __builtin_memcpy(buffer, p, columns * 2);
         p = buffer;

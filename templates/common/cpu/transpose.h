@@ -26,13 +26,17 @@
 
 INLINE void transpose(vec_u32 v[VW])
 {
-    UNROLL for (int round = 0; round < TRANSPOSE_ROUNDS; round++) {
+    UNROLL
+    for (int round = 0; round < TRANSPOSE_ROUNDS; round++) {
         vec_u32 mixed[VW];
-        UNROLL for (int i = 0; i < VW / 2; i++) {
+        UNROLL
+        for (int i = 0; i < VW / 2; i++) {
             mixed[2 * i] = INTERLEAVE_LOW(v[i], v[i + VW / 2]);
             mixed[2 * i + 1] = INTERLEAVE_HIGH(v[i], v[i + VW / 2]);
         }
-        UNROLL for (int i = 0; i < VW; i++) v[i] = mixed[i];
+        UNROLL
+        for (int i = 0; i < VW; i++)
+            v[i] = mixed[i];
     }
 }
 #endif

@@ -1,0 +1,319 @@
+/* The roof: what this machine can do at most, measured.
+ *
+ *     f32     fused multiply-adds in registers, nothing else      2 flops a lane
+ *     bf16    vdpbf16ps in registers (AVX512_BF16)                4 flops a lane
+ *     amx     tdpbf16ps in tiles (AMX-BF16)                       16384 flops an instruction
+ *     stream  reading memory once, in the order that is fastest here (several streams a thread,
+ *             several prefetch distances are tried), summed so that nothing is left out
+ *
+ * Kernels are compiled for their instruction set by target attributes and chosen at run time; off
+ * x86-64 only the plain vector kernels are there.
+ */
+#ifndef BENCH_ROOF_H
+#define BENCH_ROOF_H
+
+#include "bench/sampling.h"
+#include <omp.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#include <sys/syscall.h>
+#endif
+
+#if defined(__clang__)
+#define UNROLL_ALL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL_ALL _Pragma("GCC unroll 16")
+#endif
+
+enum { ACCUMULATORS = 14 }; /* independent chains: latency 4-5, two units, within 16 registers */
+
+struct roof {
+    double f32_gflops[2], bf16_gflops[2], amx_gflops[2]; /* one thread, all threads; 0: not there */
+    double stream_gbps[2];
+    int64_t stream_bytes; /* footprint */
+    int streams, ahead;   /* the fastest way to read: streams a thread, prefetch distance */
+};
+
+/* ---- Multiply-adds in registers ------------------------------------------------------------ */
+
+/* Runs `rounds` and returns something that depends on every chain. */
+typedef float peak_function(int64_t rounds);
+
+#define DEFINE_PEAK_F32(name, attribute, bytes)                                                    \
+    attribute static float name(int64_t rounds)                                                    \
+    {                                                                                              \
+        typedef float vec __attribute__((vector_size(bytes)));                                     \
+        vec chain[ACCUMULATORS], half = { 0 }, sum = { 0 };                                        \
+        half += 0.5f;                                                                              \
+        for (int i = 0; i < ACCUMULATORS; i++)                                                     \
+            chain[i] = half + (float)(i + rounds % 3);                                             \
+        for (int64_t r = 0; r < rounds; r++) {                                                     \
+            UNROLL_ALL for (int i = 0; i < ACCUMULATORS; i++) chain[i] = chain[i] * half + half;   \
+        }                                                                                          \
+        for (int i = 0; i < ACCUMULATORS; i++)                                                     \
+            sum += chain[i];                                                                       \
+        return sum[0];                                                                             \
+    }
+
+/* Reads [data, data + bytes) as `streams` pieces side by side, `ahead` bytes prefetched. */
+typedef uint64_t stream_function(const char *data, int64_t bytes, int streams, int ahead);
+
+#define DEFINE_STREAM(name, attribute, bytes)                                                      \
+    attribute static inline uint64_t name##_n(const char *data, int64_t total, const int streams,  \
+                                              int ahead)                                           \
+    {                                                                                              \
+        typedef uint64_t vec __attribute__((vector_size(bytes)));                                  \
+        vec sum[8] = { { 0 } };                                                                    \
+        int64_t share = total / streams / 256 * 256;                                               \
+        for (int64_t at = 0; at < share; at += 256)                                                \
+            for (int s = 0; s < streams; s++) {                                                    \
+                const char *p = data + s * share + at;                                             \
+                if (ahead)                                                                         \
+                    for (int line = 0; line < 256; line += 64)                                     \
+                        __builtin_prefetch(p + ahead + line, 0, 3);                                \
+                UNROLL_ALL for (int i = 0; i < 256 / bytes; i++) sum[i % 8] +=                     \
+                    *(const vec *)(p + i * bytes);                                                 \
+            }                                                                                      \
+        for (int i = 1; i < 8; i++)                                                                \
+            sum[0] += sum[i];                                                                      \
+        return sum[0][0] + sum[0][1];                                                              \
+    }                                                                                              \
+    attribute static uint64_t name(const char *data, int64_t total, int streams, int ahead)        \
+    {                                                                                              \
+        switch (streams) {                                                                         \
+        case 1:                                                                                    \
+            return name##_n(data, total, 1, ahead);                                                \
+        case 2:                                                                                    \
+            return name##_n(data, total, 2, ahead);                                                \
+        case 4:                                                                                    \
+            return name##_n(data, total, 4, ahead);                                                \
+        default:                                                                                   \
+            return name##_n(data, total, 8, ahead);                                                \
+        }                                                                                          \
+    }
+
+DEFINE_PEAK_F32(peak_f32_base, , 16)
+DEFINE_STREAM(stream_base, , 16)
+
+#if defined(__x86_64__)
+#define AVX2 __attribute__((target("avx2,fma")))
+#define AVX512 __attribute__((target("avx512f")))
+DEFINE_PEAK_F32(peak_f32_avx2, AVX2, 32)
+DEFINE_PEAK_F32(peak_f32_avx512, AVX512, 64)
+DEFINE_STREAM(stream_avx2, AVX2, 32)
+DEFINE_STREAM(stream_avx512, AVX512, 64)
+
+__attribute__((target("avx512f,avx512bf16"))) static float peak_bf16_avx512(int64_t rounds)
+{
+    __m512 chain[ACCUMULATORS], sum = _mm512_setzero_ps();
+    __m512bh half = (__m512bh)_mm512_set1_epi16((short)(0x3f00 + rounds % 2));
+    for (int i = 0; i < ACCUMULATORS; i++)
+        chain[i] = _mm512_set1_ps((float)i);
+    for (int64_t r = 0; r < rounds; r++) {
+        UNROLL_ALL for (int i = 0; i < ACCUMULATORS; i++) chain[i] =
+            _mm512_dpbf16_ps(chain[i], half, half);
+    }
+    for (int i = 0; i < ACCUMULATORS; i++)
+        sum = _mm512_add_ps(sum, chain[i]);
+    return _mm512_cvtss_f32(sum);
+}
+
+struct tile_config {
+    uint8_t palette, start_row, reserved[14];
+    uint16_t row_bytes[16];
+    uint8_t rows[16];
+};
+
+/* Four accumulating tiles, two of each operand: what a kernel of 32 x 32 outputs has in flight. */
+__attribute__((target("amx-tile,amx-bf16"))) static float peak_bf16_amx(int64_t rounds)
+{
+    float out[256];
+    struct tile_config config = { .palette = 1 };
+    for (int i = 0; i < 8; i++) {
+        config.row_bytes[i] = 64;
+        config.rows[i] = 16;
+    }
+    for (int i = 0; i < 256; i++)
+        out[i] = 0x1.010100p-7f * (float)(1 + rounds % 2);
+    _tile_loadconfig(&config);
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    _tile_loadd(4, out, 64);
+    _tile_loadd(5, out, 64);
+    _tile_loadd(6, out, 64);
+    _tile_loadd(7, out, 64);
+    for (int64_t r = 0; r < rounds; r++) {
+        _tile_dpbf16ps(0, 4, 6);
+        _tile_dpbf16ps(1, 4, 7);
+        _tile_dpbf16ps(2, 5, 6);
+        _tile_dpbf16ps(3, 5, 7);
+    }
+    _tile_stored(0, out, 64);
+    _tile_release();
+    return out[0];
+}
+
+/* The processor has AMX-BF16 and the kernel lets this process use it. */
+static int has_amx(void)
+{
+    enum { ARCH_REQ_XCOMP_PERM = 0x1023, XFEATURE_XTILEDATA = 18 };
+    unsigned a, b, c, d;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d >> 22 & 5) != 5)
+        return 0;
+    return !syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA);
+}
+
+static int has_avx512_bf16(void)
+{
+    unsigned a, b, c, d;
+    return __builtin_cpu_supports("avx512f") && __get_cpuid_count(7, 1, &a, &b, &c, &d) &&
+           (a >> 5 & 1);
+}
+#endif
+
+/* A peak kernel and the flops of one of its rounds. */
+struct peak {
+    peak_function *run;
+    double flops;
+};
+
+static struct peak peak_f32(void)
+{
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f"))
+        return (struct peak){ peak_f32_avx512, ACCUMULATORS * 32.0 };
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        return (struct peak){ peak_f32_avx2, ACCUMULATORS * 16.0 };
+#endif
+    return (struct peak){ peak_f32_base, ACCUMULATORS * 8.0 };
+}
+
+static struct peak peak_bf16(void)
+{
+#if defined(__x86_64__)
+    if (has_avx512_bf16())
+        return (struct peak){ peak_bf16_avx512, ACCUMULATORS * 64.0 };
+#endif
+    return (struct peak){ NULL, 0 };
+}
+
+static struct peak peak_amx(void)
+{
+#if defined(__x86_64__)
+    if (has_amx())
+        return (struct peak){ peak_bf16_amx, 4 * 16384.0 };
+#endif
+    return (struct peak){ NULL, 0 };
+}
+
+static double peak_once_s(struct peak peak, int threads, int64_t rounds)
+{
+    volatile float sink;
+    double begin = now_s();
+#pragma omp parallel num_threads(threads)
+    sink = peak.run(rounds);
+    (void)sink;
+    return now_s() - begin;
+}
+
+/* GFLOPS, the best of several runs: a peak is what nothing disturbed. */
+static double peak_measure(struct peak peak, int threads, double seconds)
+{
+    double best = 0;
+    int64_t rounds = 1 << 12;
+    if (!peak.run)
+        return 0;
+    while (fmin(peak_once_s(peak, threads, rounds), peak_once_s(peak, threads, rounds)) < 0.01)
+        rounds *= 2;
+    for (double begin = now_s(); best <= 0 || now_s() - begin < seconds;) {
+        double once = peak_once_s(peak, threads, rounds);
+        best = fmax(best, peak.flops * (double)rounds * threads / once * 1e-9);
+    }
+    return best;
+}
+
+/* ---- Reading memory ------------------------------------------------------------------------ */
+
+static stream_function *stream_kernel(void)
+{
+#if defined(__x86_64__)
+    if (__builtin_cpu_supports("avx512f"))
+        return stream_avx512;
+    if (__builtin_cpu_supports("avx2"))
+        return stream_avx2;
+#endif
+    return stream_base;
+}
+
+/* Read `bytes` with `threads` threads, each a contiguous share. */
+static uint64_t stream_read(const struct roof *roof, const char *data, int64_t bytes, int threads)
+{
+    stream_function *kernel = stream_kernel();
+    uint64_t sum = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : sum)
+    {
+        int64_t share = bytes / omp_get_num_threads() / 4096 * 4096;
+        sum += kernel(data + share * omp_get_thread_num(), share, roof->streams, roof->ahead);
+    }
+    return sum;
+}
+
+static double stream_gbps(const struct roof *roof, const char *data, int64_t bytes, int threads)
+{
+    double begin = now_s();
+    uint64_t sum = stream_read(roof, data, bytes, threads);
+    __asm__ volatile("" ::"r"(sum)); /* keep the loads */
+    return (double)bytes / (now_s() - begin) * 1e-9;
+}
+
+static double stream_measure(const struct roof *roof, const char *data, int64_t bytes, int threads)
+{
+    enum { RUNS = 7 };
+    double rates[RUNS];
+    for (int i = 0; i < RUNS; i++)
+        rates[i] = stream_gbps(roof, data, bytes, threads);
+    return median_of(rates, RUNS);
+}
+
+/* Find the fastest way to read `bytes` of memory with `threads`, then measure it. */
+static void stream_choose(struct roof *roof, const char *data, int64_t bytes, int threads)
+{
+    static const int ahead[] = { 0, 512, 2048, 8192 };
+    struct roof best = *roof, trial = *roof;
+    double best_gbps = 0;
+    for (int streams = 1; streams <= 8; streams *= 2)
+        for (int i = 0; i < 4; i++) {
+            double gbps = 0;
+            trial.streams = streams;
+            trial.ahead = ahead[i];
+            for (int r = 0; r < 3; r++)
+                gbps = fmax(gbps, stream_gbps(&trial, data, bytes, threads));
+            if (gbps > best_gbps) {
+                best_gbps = gbps;
+                best = trial;
+            }
+        }
+    *roof = best;
+    roof->stream_bytes = bytes;
+    roof->stream_gbps[0] = stream_measure(roof, data, bytes, 1);
+    roof->stream_gbps[1] = stream_measure(roof, data, bytes, threads);
+}
+
+static void roof_measure(struct roof *roof, int threads, int64_t stream_bytes, double seconds)
+{
+    struct peak f32 = peak_f32(), bf16 = peak_bf16(), amx = peak_amx();
+    char *data = big_alloc((size_t)stream_bytes + (64 << 10)); /* prefetches run past the end */
+    fill_random(data, stream_bytes / 4, 0, 1);
+    stream_choose(roof, data, stream_bytes, threads);
+    for (int all = 0; all < 2; all++) {
+        int count = all ? threads : 1;
+        roof->f32_gflops[all] = peak_measure(f32, count, seconds);
+        roof->bf16_gflops[all] = peak_measure(bf16, count, seconds);
+        roof->amx_gflops[all] = peak_measure(amx, count, seconds);
+    }
+}
+#endif

@@ -1,0 +1,307 @@
+/* Artifacts: compiled bytes under a key text and a compiler.
+ *
+ * A find walks the rows of its key from the newest to the oldest, one row a step with no statement left
+ * open between steps, so that `accept` may take its time and call the store:
+ *
+ *     row of key (and compiler), id < last       none -> a miss
+ *       |  text is another, and hashes to this key: a collision, somebody else's row -> next
+ *       |  text does not hash to this key, or the blob not to blob_hash: damaged -> delete, next
+ *       |  accept says no -> next
+ *     a hit
+ *
+ * A damaged row is deleted and counted, not kept in a table of its own: its bytes are of no use, they
+ * are in a file whose contents get executed, and the next build makes the row again. The warning and
+ * the `damaged` counter tell a user that the disk is failing.
+ */
+#include "cache/db.h"
+#include "cache/tally.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* The order of take_row(). A listing passes '' for the blob. */
+#define COLUMNS                                                                                    \
+    "id, key, text, compiler, target, family, report, log, compile_ms, blob_hash, blob_bytes, "    \
+    "hits, created, last_use, is_pinned, source"
+
+struct row {
+    int64_t id;
+    char blob_hash[QN_KEY_HEX];
+    struct qn_artifact artifact;
+};
+
+void qn_artifact_fini(struct qn_artifact *artifact)
+{
+    free(artifact->text);
+    free(artifact->source);
+    free(artifact->compiler);
+    free(artifact->target);
+    free(artifact->family);
+    free(artifact->log);
+    free(artifact->report);
+    free(artifact->blob);
+    memset(artifact, 0, sizeof *artifact);
+}
+
+static void take_row(struct qn_query *query, struct row *row)
+{
+    struct qn_artifact *artifact = &row->artifact;
+
+    row->id = qn_take_int(query);
+    qn_take_key(query, artifact->key);
+    artifact->text = qn_take_text(query);
+    artifact->compiler = qn_take_text(query);
+    artifact->target = qn_take_text(query);
+    artifact->family = qn_take_text(query);
+    artifact->report = qn_take_text(query);
+    artifact->log = qn_take_text(query);
+    artifact->compile_ms = qn_take_real(query);
+    qn_take_key(query, row->blob_hash);
+    artifact->blob_bytes = (size_t)qn_take_int(query);
+    artifact->hits = qn_take_int(query);
+    artifact->created = qn_take_int(query);
+    artifact->last_use = qn_take_int(query);
+    artifact->is_pinned = (int)qn_take_int(query);
+    artifact->source = qn_take_text(query);
+}
+
+/* ---- Damage ---- */
+
+static int is_of_key(const struct qn_artifact *artifact)
+{
+    char key[QN_KEY_HEX];
+
+    qn_key_hex(artifact->text, strlen(artifact->text), key);
+    return !strcmp(key, artifact->key);
+}
+
+static int is_sound(const struct row *row)
+{
+    char hash[QN_KEY_HEX];
+
+    qn_key_hex(row->artifact.blob, row->artifact.blob_bytes, hash);
+    return !strcmp(hash, row->blob_hash) && is_of_key(&row->artifact);
+}
+
+static void remove_damaged(struct qn_store *store, const struct row *row)
+{
+    static const char sql[] = "DELETE FROM artifact WHERE id = ?";
+    struct qn_db *db = qn_db_take(store, QN_WRITE);
+
+    qn_store_damaged(store, "artifact", row->artifact.key);
+    if (!db) {
+        return;
+    }
+    qn_db_begin(db);
+    struct qn_query query = qn_query(db, sql);
+    qn_bind_int(&query, row->id);
+    qn_run(&query);
+    qn_counter_add(db, "damaged", 1);
+    qn_db_commit(db);
+    qn_db_give(db);
+}
+
+/* ---- Finding ---- */
+
+/* The newest row of key (and compiler) older than id `before`. 1: there is one. */
+static int next_candidate(struct qn_store *store, const char *key, const char *compiler,
+                          int64_t before, struct row *row)
+{
+    static const char any[] = "SELECT " COLUMNS ", blob FROM artifact WHERE key = ? AND id < ? "
+                              "ORDER BY id DESC LIMIT 1";
+    static const char one[] = "SELECT " COLUMNS ", blob FROM artifact WHERE key = ? AND id < ? "
+                              "AND compiler = ? ORDER BY id DESC LIMIT 1";
+    struct qn_db *db = qn_db_take(store, QN_READ);
+    int is_found = 0;
+
+    memset(row, 0, sizeof *row);
+    if (!db) {
+        return 0;
+    }
+    struct qn_query query = qn_query(db, compiler ? one : any);
+    qn_bind_text(&query, key);
+    qn_bind_int(&query, before);
+    if (compiler) {
+        qn_bind_text(&query, compiler);
+    }
+    if (qn_step(&query)) {
+        take_row(&query, row);
+        row->artifact.blob = qn_take_blob(&query, &row->artifact.blob_bytes);
+        is_found = 1;
+    }
+    qn_end(&query);
+    if (qn_db_give(db) != QN_STORE_OK) {
+        is_found = 0;
+    }
+    return is_found;
+}
+
+int qn_artifact_find(struct qn_store *store, const char *text, const char *compiler,
+                     int (*accept)(void *user, const struct qn_artifact *artifact), void *user,
+                     struct qn_artifact *artifact)
+{
+    char key[QN_KEY_HEX];
+    struct row row;
+    int64_t before = INT64_MAX;
+
+    qn_key_hex(text, strlen(text), key);
+    while (next_candidate(store, key, compiler, before, &row)) {
+        before = row.id;
+        if (!is_sound(&row)) {
+            remove_damaged(store, &row);
+        } else if (!strcmp(row.artifact.text, text) &&
+                   (!accept || compiler || accept(user, &row.artifact))) {
+            qn_tally_hit(qn_store_tally(store), row.id);
+            *artifact = row.artifact;
+            return QN_STORE_OK;
+        }
+        qn_artifact_fini(&row.artifact);
+    }
+    qn_artifact_fini(&row.artifact);
+    qn_tally_miss(qn_store_tally(store));
+    return QN_STORE_MISS;
+}
+
+/* ---- Putting ---- */
+
+static void insert(struct qn_db *db, const struct qn_artifact *artifact)
+{
+    static const char sql[] =
+        "INSERT OR REPLACE INTO artifact (key, text, compiler, target, family, report, log, "
+        "compile_ms, blob_hash, blob_bytes, created, last_use, is_pinned, source, blob) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+    char key[QN_KEY_HEX], blob_hash[QN_KEY_HEX];
+    int64_t now = time(NULL);
+    struct qn_query query = qn_query(db, sql);
+
+    qn_key_hex(artifact->text, strlen(artifact->text), key);
+    qn_key_hex(artifact->blob, artifact->blob_bytes, blob_hash);
+    qn_bind_text(&query, key);
+    qn_bind_text(&query, artifact->text);
+    qn_bind_text(&query, artifact->compiler);
+    qn_bind_text(&query, artifact->target);
+    qn_bind_text(&query, artifact->family);
+    qn_bind_text(&query, artifact->report);
+    qn_bind_text(&query, artifact->log);
+    qn_bind_real(&query, artifact->compile_ms);
+    qn_bind_text(&query, blob_hash);
+    qn_bind_int(&query, (int64_t)artifact->blob_bytes);
+    qn_bind_int(&query, now);
+    qn_bind_int(&query, now);
+    qn_bind_int(&query, artifact->is_pinned);
+    qn_bind_text(&query, artifact->source);
+    qn_bind_blob(&query, artifact->blob, artifact->blob_bytes);
+    qn_run(&query);
+}
+
+/* It writes anyway, so what hits have been counted go along. */
+int qn_artifact_put(struct qn_store *store, const struct qn_artifact *artifact)
+{
+    struct qn_db *db = qn_db_take(store, QN_WRITE);
+
+    if (!db) {
+        return QN_STORE_MISS;
+    }
+    struct qn_tally_batch batch = qn_tally_take(qn_store_tally(store));
+    qn_db_begin(db);
+    insert(db, artifact);
+    qn_counter_add(db, "compiles", 1);
+    qn_tally_write(db, &batch);
+    qn_db_commit(db);
+    int status = qn_db_give(db);
+    qn_tally_settle(qn_store_tally(store), &batch, status == QN_STORE_OK);
+    return status;
+}
+
+/* ---- Listing and checking ---- */
+
+/* The first row after id `after` whose key starts with prefix; the blob only if asked for. */
+static int next_listed(struct qn_store *store, const char *prefix, int64_t after, int has_blob,
+                       struct row *row, int *status)
+{
+    static const char plain[] = "SELECT " COLUMNS " FROM artifact WHERE id > ?1 "
+                                "AND substr(key, 1, length(?2)) = ?2 ORDER BY id LIMIT 1";
+    static const char whole[] = "SELECT " COLUMNS ", blob FROM artifact WHERE id > ?1 "
+                                "AND substr(key, 1, length(?2)) = ?2 ORDER BY id LIMIT 1";
+    struct qn_db *db = qn_db_take(store, QN_READ);
+    int is_found = 0;
+
+    memset(row, 0, sizeof *row);
+    *status = QN_STORE_MISS;
+    if (!db) {
+        return 0;
+    }
+    struct qn_query query = qn_query(db, has_blob ? whole : plain);
+    qn_bind_int(&query, after);
+    qn_bind_text(&query, prefix);
+    if (qn_step(&query)) {
+        take_row(&query, row);
+        if (has_blob) {
+            row->artifact.blob = qn_take_blob(&query, &row->artifact.blob_bytes);
+        }
+        is_found = 1;
+    }
+    qn_end(&query);
+    *status = qn_db_give(db);
+    return is_found && *status == QN_STORE_OK;
+}
+
+int qn_artifact_each(struct qn_store *store, const char *key_prefix,
+                     int (*visit)(void *user, const struct qn_artifact *artifact), void *user)
+{
+    struct row row;
+    int64_t after = 0;
+    int status, is_ended = 0;
+
+    while (!is_ended && next_listed(store, key_prefix, after, 0, &row, &status)) {
+        after = row.id;
+        is_ended = visit(user, &row.artifact);
+        qn_artifact_fini(&row.artifact);
+    }
+    if (!is_ended) {
+        qn_artifact_fini(&row.artifact);
+    }
+    return status;
+}
+
+/* A fault that quick_check names is the file's, not a row's: it goes the way of every damaged file. */
+static int check_file(struct qn_store *store)
+{
+    static const char sql[] = "PRAGMA quick_check(1)";
+    struct qn_db *db = qn_db_take(store, QN_READ);
+
+    if (!db) {
+        return QN_STORE_MISS;
+    }
+    struct qn_query query = qn_query(db, sql);
+    if (qn_step(&query)) {
+        char *verdict = qn_take_text(&query);
+        if (verdict && strcmp(verdict, "ok")) {
+            qn_db_fail(db, SQLITE_CORRUPT);
+        }
+        free(verdict);
+    }
+    qn_end(&query);
+    return qn_db_give(db);
+}
+
+int qn_store_verify(struct qn_store *store, int64_t *checked, int64_t *damaged)
+{
+    int64_t rows = 0, bad = 0, after = 0;
+    struct row row;
+    int status = check_file(store);
+
+    while (status == QN_STORE_OK && next_listed(store, "", after, 1, &row, &status)) {
+        after = row.id;
+        rows++;
+        if (!is_sound(&row)) {
+            remove_damaged(store, &row);
+            bad++;
+        }
+        qn_artifact_fini(&row.artifact);
+    }
+    *checked = rows;
+    *damaged = bad;
+    return status;
+}

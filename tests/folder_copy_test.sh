@@ -1,0 +1,35 @@
+#!/bin/bash
+# A family is one folder: templates/copy, copied, renamed and changed, is a family of its own in a
+# tree in which no other file was touched.
+. "$(dirname "$0")/checks.sh"
+
+tree=$scratch/tree
+mkdir -p "$tree/$build_name"
+cp -a Makefile include jit cache templates tools "$tree"
+# The objects come along, so that only what changes is compiled.
+cp -a "$build_name"/{gen,include,libquern.*,quern} "$tree/$build_name"
+mkdir "$tree/$build_name/obj"
+cp -a "$build_name"/obj/{gen,jit,cache,templates,tools} "$tree/$build_name/obj"
+
+# The copy, with its parameter renamed and, in two steps, what it computes changed.
+cd "$tree" || exit 1
+cp -r templates/copy templates/scale
+for file in templates/scale/copy*; do
+    mv "$file" "templates/scale/scale${file#templates/scale/copy}"
+done
+sed -i 's/copy/scale/g; s/COPY/SCALE/g; s/alpha/factor/g; s/ALPHA/FACTOR/g' templates/scale/*
+sed -i 's/"factor of x"/"half of what x is multiplied by"/' templates/scale/scale.def
+sed -i 's/x \*= factor/x *= 2 * factor/' templates/scale/scale_cpu.c
+
+check "the tree builds" make "B=$build_name" "$build_name/quern"
+quern=$tree/$build_name/quern
+check "the new family is listed" grep -q scale <("$quern" families)
+check "its help is its own" grep -q 'half of what x is multiplied by' <("$quern" families scale)
+check "its parameter's old name is unknown" refuses "$quern" run scale n=1000 alpha=3
+check "its reference tells the changed kernel" refuses "$quern" run scale n=1000 factor=3 --check
+sed -i 's/(float)v->factor/2 * &/' templates/scale/scale_ref.c
+check "the tree builds again" make "B=$build_name" "$build_name/quern"
+check "it computes" "$quern" run scale n=1000 factor=3 --check
+check "in place too" "$quern" run scale n=1000 factor=0.5 inplace=1 dtype=bf16 --check
+check "the family it came from still computes" "$quern" run copy n=1000 alpha=3 --check
+finish

@@ -1,0 +1,436 @@
+/* Every family's cases, as its folder lists them, on the CPU: run and checked against the reference in
+ * memory of their own between guard bytes, twice with equal bits; in sampled configs; for every CPU
+ * target that there is. QUERN_TEST_ALL=1 samples nothing. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common.h"
+#include "jit/build.h"
+#include "jit/dtype.h"
+#include "jit/target.h"
+
+enum kind { typical, odd, one, empty, huge, illegal, KIND_COUNT };
+static const char *const kind_names[] = { "typical", "odd", "one", "empty", "huge", "illegal" };
+
+static const struct test_case {
+    const char *family;
+    enum kind kind;
+    const char *words, *why;
+} cases[] = {
+#define QUERN_CASE(kind, words, why) { CASE_FAMILY, kind, words, why },
+#include "all_cases.def"
+#undef QUERN_CASE
+};
+enum { CASE_COUNT = sizeof(cases) / sizeof(cases[0]) };
+
+/* Indices of the cases of some kinds, for loop tests. */
+struct selection {
+    int count, index[CASE_COUNT];
+};
+static struct selection runnable, huge_ones, illegal_ones;
+
+static struct quern_context *ctx;
+static uint64_t seed;
+
+static void setup(void)
+{
+    ctx = common_context(NULL);
+    seed = common_seed();
+}
+
+static void teardown(void)
+{
+    quern_context_destroy(ctx);
+}
+
+static void text_of(const struct test_case *test, char *text, size_t bytes)
+{
+    snprintf(text, bytes, "%s %s", test->family, test->words);
+}
+
+/* ---- One kernel on one case ---------------------------------------------------------------- */
+
+static void verify(struct quern_kernel *kernel, const struct quern_spec *spec,
+                   const struct common_arrays *set, const char *what)
+{
+    struct quern_check check;
+    assert_ok(ctx, quern_verify(ctx, kernel, spec, set->arrays, seed, &check));
+    ck_assert_msg(check.ok, "%s: rel_err %g row_err %g tol %g: %s", what, check.rel_err,
+                  check.row_err, check.tol, check.why);
+    common_arrays_check(set, what);
+}
+
+/* Checked against the reference, and the same bits again. */
+static void check_kernel(struct quern_kernel *kernel, const struct quern_spec *spec,
+                         struct common_arrays *set, const char *what)
+{
+    struct quern_report report;
+    quern_kernel_report(kernel, &report);
+    verify(kernel, spec, set, what);
+    common_arrays_keep(set);
+    common_arrays_restore(set);
+    assert_ok(ctx, quern_launch(ctx, kernel, spec, set->arrays, NULL));
+    common_arrays_check(set, what);
+    if (!qn_variant_find(spec->family, report.variant)->is_nondeterministic)
+        ck_assert_msg(common_arrays_differ(set) < 0, "%s: array %d differs when run again", what,
+                      common_arrays_differ(set));
+    common_arrays_restore(set);
+}
+
+static const struct common_layout layouts[] = { { 16, 0 }, { 0, 0 }, { 0, 3 }, { 64, 64 } };
+enum { LAYOUT_COUNT = sizeof(layouts) / sizeof(layouts[0]) };
+
+START_TEST(a_case_matches_its_reference_twice_in_every_layout)
+{
+    const struct test_case *test = &cases[runnable.index[_i]];
+    char text[256], what[400];
+    text_of(test, text, sizeof(text));
+    struct quern_spec spec = common_spec(ctx, text);
+    for (int i = 0; i < LAYOUT_COUNT; i++) {
+        struct common_arrays set;
+        struct quern_request request = QUERN_REQUEST_INIT;
+        struct quern_kernel *kernel;
+        snprintf(what, sizeof(what), "%s (%s), aligned to %zu, rows padded by %d", text, test->why,
+                 layouts[i].alignment, (int)layouts[i].padding);
+        common_arrays_init(&set, ctx, &spec, layouts[i], common_random(&seed));
+        request.spec = &spec;
+        request.arrays = set.arrays;
+        assert_ok(ctx, quern_prepare(ctx, &request, &kernel));
+        check_kernel(kernel, &spec, &set, what);
+        common_arrays_fini(&set);
+    }
+}
+END_TEST
+
+/* An infinity or a NaN in an input reaches exactly the outputs that it should. */
+START_TEST(a_case_with_nan_and_infinities_among_its_inputs_matches_its_reference)
+{
+    static const double specials[] = { NAN, INFINITY, -INFINITY };
+    char text[256], what[400];
+    text_of(&cases[runnable.index[_i]], text, sizeof(text));
+    struct quern_spec spec = common_spec(ctx, text);
+    struct quern_kernel *kernel;
+    struct common_arrays set;
+    common_arrays_init(&set, ctx, &spec, layouts[0], common_random(&seed));
+    for (int i = 0; i < set.count; i++) {
+        const struct quern_shape *shape = &set.shapes[i];
+        if (shape->role != QUERN_IN || !qn_dtype_is_float(shape->dtype) || !qn_shape_count(shape))
+            continue;
+        int64_t at = common_between(&seed, 0, qn_shape_count(shape) - 1);
+        common_arrays_put(&set, i, at, specials[common_between(&seed, 0, 2)]);
+        common_arrays_put(&set, i, qn_shape_count(shape) - 1, specials[common_between(&seed, 0, 2)]);
+    }
+    snprintf(what, sizeof(what), "%s with NaN and Inf", text);
+    assert_ok(ctx, quern_dispatch(ctx, &spec, set.arrays, &kernel));
+    verify(kernel, &spec, &set, what);
+    common_arrays_fini(&set);
+}
+END_TEST
+
+/* ---- Configs ------------------------------------------------------------------------------- */
+
+enum { MAX_CANDIDATES = 256 };
+struct candidates {
+    int count;
+    int32_t configs[MAX_CANDIDATES][QUERN_MAX_KNOBS];
+};
+
+/* A legal config with knobs drawn at random around a candidate's: not one that its author chose. */
+static bool config_random(const struct quern_variant *variant, const struct quern_problem *problem,
+                          const struct candidates *from, int32_t *config)
+{
+    struct quern_message why;
+    for (int tries = 0; tries < 200; tries++) {
+        for (int k = 0; k < variant->knob_count; k++) {
+            const struct quern_knob *knob = &variant->knobs[k];
+            int32_t value = from->configs[common_between(&seed, 0, from->count - 1)][k];
+            value += (int32_t)common_between(&seed, -1, 1) * (common_between(&seed, 0, 3) == 0);
+            config[k] = value < knob->minimum   ? knob->minimum
+                        : value > knob->maximum ? knob->maximum
+                                                : value;
+        }
+        if (!qn_config_check(variant, problem, config, &why))
+            return true;
+    }
+    return false;
+}
+
+static void candidates_of(const struct quern_variant *variant, const struct quern_problem *problem,
+                          struct candidates *list)
+{
+    struct quern_message why;
+    int found = 1, kept = 0;
+    memset(list, 0, sizeof(*list));
+    variant->heuristic(problem, list->configs[0]);
+    if (variant->candidates)
+        found += variant->candidates(problem, list->configs + 1, MAX_CANDIDATES - 1);
+    ck_assert_int_le(found, MAX_CANDIDATES);
+    for (int i = 0; i < found; i++) {
+        if (!qn_config_check(variant, problem, list->configs[i], &why))
+            memmove(list->configs[kept++], list->configs[i], sizeof(list->configs[0]));
+    }
+    ck_assert_msg(kept > 0, "%s: no candidate is legal", variant->name);
+    list->count = kept;
+}
+
+static void check_config(const struct test_case *test, const struct quern_spec *spec,
+                         const struct quern_variant *variant, const int32_t *config,
+                         struct common_arrays *set)
+{
+    struct quern_request request = QUERN_REQUEST_INIT;
+    struct quern_kernel *kernel;
+    char text[512], what[1200];
+    qn_config_text(variant, config, text, sizeof(text));
+    snprintf(what, sizeof(what), "%s %s, variant %s, config %s", test->family, test->words,
+             variant->name, text);
+    request.spec = spec;
+    request.arrays = set->arrays;
+    request.variant = variant->name;
+    request.config = text;
+    int status = quern_prepare(ctx, &request, &kernel);
+    ck_assert_msg(!status, "%s: %s", what, quern_errmsg(ctx));
+    check_kernel(kernel, spec, set, what);
+}
+
+static void check_variant(const struct test_case *test, const struct quern_spec *spec,
+                          const struct quern_variant *variant)
+{
+    static struct candidates list;
+    struct common_arrays set;
+    struct qn_bucket bucket;
+    int32_t config[QUERN_MAX_KNOBS] = { 0 };
+    struct common_layout layout = layouts[common_between(&seed, 0, LAYOUT_COUNT - 1)];
+    common_arrays_init(&set, ctx, spec, layout, common_random(&seed));
+    qn_bucket_make(spec, set.arrays, &bucket);
+    const struct quern_problem problem = { &bucket.spec, &ctx->target, &ctx->profile,
+                                           bucket.alignment };
+    if (variant->device == QUERN_CPU && variant->supports(&problem)) {
+        candidates_of(variant, &problem, &list);
+        int sampled = common_is_exhaustive() ? list.count : 2;
+        for (int i = 0; i < sampled; i++) {
+            int pick = common_is_exhaustive() ? i : (int)common_between(&seed, 0, list.count - 1);
+            check_config(test, spec, variant, list.configs[pick], &set);
+        }
+        if (config_random(variant, &problem, &list, config))
+            check_config(test, spec, variant, config, &set);
+    }
+    common_arrays_fini(&set);
+}
+
+START_TEST(a_case_matches_its_reference_in_sampled_configs_of_every_variant)
+{
+    const struct test_case *test = &cases[runnable.index[_i]];
+    char text[256];
+    text_of(test, text, sizeof(text));
+    struct quern_spec spec = common_spec(ctx, text);
+    for (int i = 0; spec.family->variants[i]; i++)
+        check_variant(test, &spec, spec.family->variants[i]);
+}
+END_TEST
+
+/* ---- Targets ------------------------------------------------------------------------------- */
+
+static const char *const targets[] = {
+    "cpu:x86-64-v1",      "cpu:x86-64-v2",           "cpu:x86-64-v3",
+    "cpu:x86-64-v4",      "cpu:x86-64-v4+bf16",      "cpu:x86-64-v4+vnni",
+    "cpu:x86-64-v4+amx",  "cpu:x86-64-v4+bf16+vnni", "cpu:x86-64-v4+bf16+vnni+amx",
+    "cpu:aarch64",
+};
+enum { TARGET_COUNT = sizeof(targets) / sizeof(targets[0]) };
+
+/* Compiled for a target; run where this machine executes it. */
+static void check_target(const struct test_case *test, const char *name)
+{
+    struct quern_target target;
+    struct quern_message why;
+    struct common_arrays set;
+    struct qn_bucket bucket;
+    struct quern_kernel *kernel;
+    char text[256], what[400];
+    text_of(test, text, sizeof(text));
+    snprintf(what, sizeof(what), "%s for %s", text, name);
+    struct quern_spec spec = common_spec(ctx, text);
+    ck_assert_int_eq(qn_target_parse(name, &target, &why), 0);
+    bool is_run = !ctx->backend->accepts(ctx->device, &target, &why);
+    common_arrays_init(&set, ctx, &spec, layouts[common_between(&seed, 0, LAYOUT_COUNT - 1)],
+                       common_random(&seed));
+    qn_bucket_make(&spec, set.arrays, &bucket);
+    const struct qn_build_request request = { .bucket = &bucket, .target = &target,
+                                              .profile = &ctx->profile, .is_loaded = is_run };
+    int status = qn_build(ctx, &request, &kernel, NULL);
+    ck_assert_msg(!status, "%s: %s", what, quern_errmsg(ctx));
+    ck_assert_str_eq(kernel->report.target, name);
+    if (is_run)
+        check_kernel(kernel, &spec, &set, what);
+    qn_kernel_destroy(ctx, kernel);
+    common_arrays_fini(&set);
+}
+
+START_TEST(cases_compile_for_every_cpu_target_and_match_on_those_that_run_here)
+{
+    int step = common_is_exhaustive() ? 1 : 3, start = (int)common_between(&seed, 0, step - 1);
+    for (int i = start; i < runnable.count; i += step)
+        check_target(&cases[runnable.index[i]], targets[_i]);
+}
+END_TEST
+
+START_TEST(this_machine_runs_its_own_target_and_the_lowest_of_its_architecture)
+{
+    struct quern_target lowest;
+    struct quern_message why;
+    const char *name = ctx->target.cpu_arch ? "cpu:aarch64" : "cpu:x86-64-v1";
+    ck_assert_int_eq(qn_target_parse(name, &lowest, &why), 0);
+    ck_assert_int_eq(ctx->backend->accepts(ctx->device, &lowest, &why), 0);
+    ck_assert_int_eq(ctx->backend->accepts(ctx->device, &ctx->target, &why), 0);
+}
+END_TEST
+
+START_TEST(what_this_machine_does_not_execute_is_built_and_never_loaded)
+{
+    const char *foreign = ctx->target.cpu_arch ? "cpu:x86-64-v1" : "cpu:aarch64";
+    struct quern_spec spec = common_spec(ctx, "copy n=5");
+    struct quern_target target;
+    struct quern_message why;
+    struct qn_bucket bucket;
+    struct quern_kernel *kernel = NULL;
+    ck_assert_int_eq(qn_target_parse(foreign, &target, &why), 0);
+    qn_bucket_make(&spec, NULL, &bucket);
+    const struct qn_build_request request = { .bucket = &bucket, .target = &target,
+                                              .profile = &ctx->profile, .is_loaded = true };
+    int status = qn_build(ctx, &request, &kernel, NULL);
+    ck_assert_int_lt(status, 0);
+    ck_assert_msg(strstr(quern_errmsg(ctx), foreign) != NULL, "%s", quern_errmsg(ctx));
+    ck_assert_ptr_null(kernel);
+}
+END_TEST
+
+/* ---- Huge and illegal ---------------------------------------------------------------------- */
+
+START_TEST(a_huge_case_is_planned_and_bound)
+{
+    const struct test_case *test = &cases[huge_ones.index[_i]];
+    struct quern_array arrays[QUERN_MAX_ARRAYS] = { { 0 } }, bound[QUERN_MAX_ARRAYS];
+    struct quern_launch *launch = calloc(1, sizeof(*launch));
+    struct quern_message why;
+    struct quern_kernel *kernel;
+    char text[256];
+    text_of(test, text, sizeof(text));
+    struct quern_spec spec = common_spec(ctx, text);
+    for (int i = 0; i < spec.family->array_count; i++) {
+        struct quern_shape shape;
+        assert_ok(ctx, quern_spec_shape(ctx, &spec, i, &shape));
+        if (shape.role != QUERN_ABSENT)
+            arrays[i].data = (void *)((uintptr_t)(i + 1) << 12);
+    }
+    assert_ok(ctx, quern_dispatch(ctx, &spec, arrays, &kernel));
+    ck_assert_int_ge(kernel->plan->workspace_bytes, 0);
+    ck_assert_msg(!qn_arrays_bind(&spec, arrays, bound, &why), "%s", why.text);
+    qn_kernel_bind(ctx, kernel, &spec, bound, (void *)(uintptr_t)4096, launch);
+    int running = 0;
+    for (int i = 0; i < kernel->plan->step_count; i++) {
+        const struct quern_step_launch *step = &launch->steps[i];
+        running += step->grid[0] && step->grid[1] && step->grid[2];
+        ck_assert_uint_le(step->args_bytes, QUERN_ARGS_BYTES);
+    }
+    ck_assert_int_ge(running, 1);
+    free(launch);
+}
+END_TEST
+
+START_TEST(an_illegal_case_is_refused_saying_what)
+{
+    const struct test_case *test = &cases[illegal_ones.index[_i]];
+    struct quern_spec spec;
+    char text[256];
+    text_of(test, text, sizeof(text));
+    assert_refused(ctx, quern_spec_parse(ctx, text, &spec), QUERN_INVALID, test->why);
+}
+END_TEST
+
+START_TEST(every_family_has_cases_of_every_kind)
+{
+    for (int f = 0; f < quern_family_count(ctx); f++) {
+        struct quern_family_description family;
+        int has[KIND_COUNT] = { 0 };
+        quern_family_describe(quern_family_at(ctx, f), &family);
+        if (!strcmp(family.name, "kinds"))
+            continue;
+        for (int i = 0; i < CASE_COUNT; i++)
+            has[cases[i].kind] += !strcmp(cases[i].family, family.name);
+        for (int kind = 0; kind < KIND_COUNT; kind++)
+            ck_assert_msg(has[kind], "%s has no case of kind %s", family.name, kind_names[kind]);
+    }
+}
+END_TEST
+
+/* ---- The check itself ---------------------------------------------------------------------- */
+
+START_TEST(a_variant_that_is_off_in_its_last_element_fails_the_check)
+{
+    struct quern_spec spec = common_spec(ctx, "kinds rows=37 cols=11");
+    struct quern_request request = QUERN_REQUEST_INIT;
+    struct quern_kernel *kernel;
+    struct quern_check check;
+    struct common_arrays set;
+    common_arrays_init(&set, ctx, &spec, layouts[2], common_random(&seed));
+    request.spec = &spec;
+    request.arrays = set.arrays;
+    request.variant = "kinds_wrong";
+    assert_ok(ctx, quern_prepare(ctx, &request, &kernel));
+    assert_ok(ctx, quern_verify(ctx, kernel, &spec, set.arrays, seed, &check));
+    ck_assert(!check.ok);
+    ck_assert_double_gt(check.rel_err, check.tol);
+    ck_assert_str_ne(check.why, "");
+    common_arrays_restore(&set);
+    request.variant = "kinds_cpu";
+    assert_ok(ctx, quern_prepare(ctx, &request, &kernel));
+    check_kernel(kernel, &spec, &set, "kinds");
+    common_arrays_fini(&set);
+}
+END_TEST
+
+/* ---- The suite ----------------------------------------------------------------------------- */
+
+static void select_cases(void)
+{
+    for (int i = 0; i < CASE_COUNT; i++) {
+        struct selection *selection = cases[i].kind == illegal ? &illegal_ones
+                                      : cases[i].kind == huge  ? &huge_ones
+                                                               : &runnable;
+        selection->index[selection->count++] = i;
+    }
+}
+
+static Suite *suite_make(void)
+{
+    Suite *suite = suite_create("families");
+    TCase *tcase = tcase_create("families");
+    select_cases();
+    tcase_set_timeout(tcase, 120);
+    tcase_add_unchecked_fixture(tcase, setup, teardown);
+    tcase_add_test(tcase, every_family_has_cases_of_every_kind);
+    tcase_add_test(tcase, a_variant_that_is_off_in_its_last_element_fails_the_check);
+    tcase_add_loop_test(tcase, an_illegal_case_is_refused_saying_what, 0, illegal_ones.count);
+    tcase_add_loop_test(tcase, a_huge_case_is_planned_and_bound, 0, huge_ones.count);
+    tcase_add_loop_test(tcase, a_case_matches_its_reference_twice_in_every_layout, 0,
+                        runnable.count);
+    tcase_add_loop_test(tcase,
+                        a_case_with_nan_and_infinities_among_its_inputs_matches_its_reference, 0,
+                        runnable.count);
+    tcase_add_loop_test(tcase, a_case_matches_its_reference_in_sampled_configs_of_every_variant, 0,
+                        runnable.count);
+    tcase_add_test(tcase, this_machine_runs_its_own_target_and_the_lowest_of_its_architecture);
+    tcase_add_test(tcase, what_this_machine_does_not_execute_is_built_and_never_loaded);
+    tcase_add_loop_test(tcase,
+                        cases_compile_for_every_cpu_target_and_match_on_those_that_run_here, 0,
+                        TARGET_COUNT);
+    suite_add_tcase(suite, tcase);
+    return suite;
+}
+
+int main(void)
+{
+    return common_main(suite_make());
+}

@@ -1,0 +1,204 @@
+/* quern families: what can be asked for. All of it comes from the families' lists, by way of
+ * quern_family_describe(), so that a plugin's family looks like a built-in one. */
+#include "cmd.h"
+#include "json_out.h"
+#include "session.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char *class_word(const struct quern_param *param)
+{
+    static const char *const words[] = { "static", "dynamic", "hint", "scalar" };
+    return words[param->param_class];
+}
+
+/* Copy word `index` of a blank-separated list. 0 past its end. */
+static int word_at(const char *list, int64_t index, char *word, size_t size)
+{
+    for (; *list; list += strspn(list, " ")) {
+        size_t length = strcspn(list, " ");
+        if (!index--) {
+            snprintf(word, size, "%.*s", (int)length, list);
+            return 1;
+        }
+        list += length;
+    }
+    return 0;
+}
+
+/* ---- JSON ---------------------------------------------------------------------------------- */
+
+static json_t *domain_json(const struct quern_param *param)
+{
+    json_t *words;
+    char word[64];
+
+    switch (param->kind) {
+    case QUERN_SIZE:
+        return json_pack("{s:I}", "min", (json_int_t)param->minimum);
+    case QUERN_FLAG:
+        return json_pack("[i, i]", 0, 1);
+    case QUERN_CHOICE:
+    case QUERN_DTYPE:
+        words = json_array();
+        for (int64_t i = 0; word_at(param->domain, i, word, sizeof(word)); i++)
+            json_array_append_new(words, json_string(word));
+        return words;
+    default:
+        return json_null(); /* any finite number */
+    }
+}
+
+static json_t *default_json(const struct quern_param *param)
+{
+    char word[64];
+
+    if (param->default_value == QUERN_REQUIRED || param->kind == QUERN_REAL)
+        return json_null();
+    if (param->kind == QUERN_DTYPE)
+        return json_string(quern_dtype_name((int)param->default_value));
+    if (param->kind == QUERN_CHOICE &&
+        word_at(param->domain, param->default_value, word, sizeof(word)))
+        return json_string(word);
+    return json_integer(param->default_value);
+}
+
+static json_t *family_json(const struct quern_family *family)
+{
+    struct quern_family_description about;
+    json_t *params = json_array(), *arrays = json_array(), *variants = json_array();
+
+    quern_family_describe(family, &about);
+    for (int i = 0; i < about.param_count; i++) {
+        const struct quern_param *param = &about.params[i];
+        json_array_append_new(params,
+                              json_pack("{s:s, s:s, s:o, s:o, s:s}", "name", param->name, "class",
+                                        class_word(param), "domain", domain_json(param), "default",
+                                        default_json(param), "doc", param->doc));
+    }
+    for (int i = 0; i < about.array_count; i++) {
+        const struct quern_array_info *array = &about.arrays[i];
+        json_array_append_new(arrays,
+                              json_pack("{s:s, s:s, s:s, s:s}", "name", array->name, "role",
+                                        array->role, "dtype", array->dtype, "shape", array->shape));
+    }
+    for (int i = 0; i < about.variant_count; i++)
+        json_array_append_new(variants, json_string(about.variants[i]));
+    return json_pack("{s:s, s:s, s:o, s:o, s:o}", "name", about.name, "folder", about.folder,
+                     "params", params, "arrays", arrays, "variants", variants);
+}
+
+static int print_json(struct session *session, const struct quern_family *only)
+{
+    json_t *families = json_array();
+
+    for (int i = 0; i < quern_family_count(session->ctx); i++) {
+        const struct quern_family *family = quern_family_at(session->ctx, i);
+        if (!only || family == only)
+            json_array_append_new(families, family_json(family));
+    }
+    return json_out_print(json_pack("{s:o}", "families", families));
+}
+
+/* ---- Text ---------------------------------------------------------------------------------- */
+
+static void domain_text(const struct quern_param *param, char *text, size_t size)
+{
+    switch (param->kind) {
+    case QUERN_SIZE:
+        snprintf(text, size, "at least %" PRId64, param->minimum);
+        break;
+    case QUERN_FLAG:
+        snprintf(text, size, "0 1");
+        break;
+    case QUERN_REAL:
+        snprintf(text, size, "number");
+        break;
+    default:
+        snprintf(text, size, "%s", param->domain);
+    }
+}
+
+static void default_text(const struct quern_param *param, char *text, size_t size)
+{
+    if (param->kind == QUERN_REAL)
+        snprintf(text, size, "not given");
+    else if (param->default_value == QUERN_REQUIRED)
+        snprintf(text, size, "required");
+    else if (param->kind == QUERN_DTYPE)
+        snprintf(text, size, "%s", quern_dtype_name((int)param->default_value));
+    else if (param->kind != QUERN_CHOICE ||
+             !word_at(param->domain, param->default_value, text, size))
+        snprintf(text, size, "%" PRId64, param->default_value);
+}
+
+static void print_params(const struct quern_family_description *about)
+{
+    char domain[128], otherwise[64];
+
+    printf("\n  %-14s %-8s %-18s %-10s\n", "parameter", "class", "allowed", "default");
+    for (int i = 0; i < about->param_count; i++) {
+        const struct quern_param *param = &about->params[i];
+        domain_text(param, domain, sizeof(domain));
+        default_text(param, otherwise, sizeof(otherwise));
+        printf("  %-14s %-8s %-18s %-10s %s\n", param->name, class_word(param), domain, otherwise,
+               param->doc);
+    }
+}
+
+static void print_arrays(const struct quern_family_description *about)
+{
+    printf("\n  %-14s %-26s %-8s %s\n", "array", "role", "dtype", "shape");
+    for (int i = 0; i < about->array_count; i++) {
+        const struct quern_array_info *array = &about->arrays[i];
+        printf("  %-14s %-26s %-8s [%s]  %s\n", array->name, array->role, array->dtype,
+               array->shape, array->doc);
+    }
+}
+
+static void print_family(const struct quern_family *family)
+{
+    struct quern_family_description about;
+
+    quern_family_describe(family, &about);
+    printf("%s (templates/%s): %s\n\n  variants:", about.name, about.folder, about.doc);
+    for (int i = 0; i < about.variant_count; i++)
+        printf(" %s", about.variants[i]);
+    printf("\n");
+    print_params(&about);
+    print_arrays(&about);
+}
+
+static void print_list(struct session *session)
+{
+    for (int i = 0; i < quern_family_count(session->ctx); i++) {
+        struct quern_family_description about;
+        quern_family_describe(quern_family_at(session->ctx, i), &about);
+        printf("%-18s %s\n", about.name, about.doc);
+    }
+    printf("\nquern families FAMILY shows its parameters and arrays.\n");
+}
+
+int cmd_families(const struct args *args)
+{
+    const struct quern_family *only = NULL;
+    struct session session;
+    int code = session_open(&session, args);
+
+    if (!code)
+        code = session_no_more_words(&session, 2);
+    if (!code && args->word_count > 1) {
+        only = session_family(&session, args->words[1]);
+        code = only ? EXIT_DONE : EXIT_USAGE;
+    }
+    if (!code && args_has(args, OPTION_json))
+        code = print_json(&session, only);
+    else if (!code && only)
+        print_family(only);
+    else if (!code)
+        print_list(&session);
+    session_close(&session);
+    return code;
+}

@@ -1,0 +1,117 @@
+#!/bin/bash
+# demo.sh BUILD: the whole of quern in about a minute, after `make demo` has built it. With an empty
+# cache of its own it runs kernels on a real layer's shapes and on arrays from files, tunes, and
+# does the runs again in new processes, which find everything in the cache. Stops at the first thing
+# that is not as it says.
+set -eu
+cd "$(dirname "$0")/.."
+build=$1
+
+# What is shown: Llama-3 8B decoding one token (the feed-forward layer's two products) and reading
+# 512 (its second product, and attention's output projection). A family adds its lines here; those
+# in `tuned` are tuned between the two rounds.
+runs='
+gemm m=1 n=28672 k=4096 a=bf16 b=bf16 d=bf16
+gemm m=1 n=4096 k=14336 a=bf16 b=bf16 d=bf16
+gemm m=512 n=4096 k=14336 a=bf16 b=bf16 d=bf16
+gemm m=512 n=4096 k=4096 a=bf16 b=bf16 d=bf16
+copy n=16777216 dtype=bf16
+'
+tuned='
+gemm m=1 n=4096 k=14336 a=bf16 b=bf16 d=bf16
+gemm m=512 n=4096 k=4096 a=bf16 b=bf16 d=bf16
+'
+tune_seconds=8
+
+python=$(tools/find_python.sh)
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cache=$build/demo.db
+rm -f "$cache" "$cache"-*
+
+quern() {
+    "$build/quern" "$@" --cache "$cache" --json > "$work/out.json"
+}
+
+head_line() {
+    printf '\n%s\n' "$1"
+    printf '  %-6s  %-42s  %-11s  %-8s  %13s  %9s  %7s  %6s  %s\n' family spec 'config from' \
+        artifact 'first call ms' 'time us' TFLOP/s GB/s check
+}
+
+row() { # where the artifact may come from, spec: the last run as a line of the table
+    "$python" - "$work/out.json" "$@" << 'END'
+import json
+import sys
+
+run = json.load(open(sys.argv[1]))
+check = run["check"]
+verdict = "ok %.1e" % check["rel_err"] if check["ok"] else "FAILED"
+if run["artifact"] not in sys.argv[2].split("|"):
+    sys.exit("demo: artifact=%s: must be %s" % (run["artifact"], sys.argv[2]))
+print("  %-6s  %-42s  %-11s  %-8s  %13.1f  %9.1f  %7.3f  %6.1f  %s" % (
+    sys.argv[3], " ".join(sys.argv[4:]), run["config_from"], run["artifact"],
+    run["first_call_ms"], run["time_us"], run["tflops"], run["gbps"], verdict))
+END
+}
+
+run_all() { # title, where artifacts may come from
+    head_line "$1"
+    while read -r spec; do
+        [ -n "$spec" ] || continue
+        # shellcheck disable=SC2086 # a spec is words
+        quern run $spec --check
+        # shellcheck disable=SC2086
+        row "$2" $spec
+    done <<< "$runs"
+}
+
+"$build/quern" doctor --cache "$cache" | sed 's/^/  /'
+run_all 'An empty cache: what it lacks is compiled. Every output is checked.' 'compiled|disk'
+
+# d = a b^T of two arrays that NumPy wrote, and NumPy's own product beside it.
+"$python" - "$work" << 'END'
+import sys
+import numpy
+
+draw = numpy.random.default_rng()
+for name, shape in (("a", (301, 1033)), ("b", (517, 1033))):
+    numpy.save(f"{sys.argv[1]}/{name}.npy", draw.standard_normal(shape, dtype=numpy.float32))
+END
+from_file='gemm m=301 n=517 k=1033'
+head_line 'Arrays from files.'
+# shellcheck disable=SC2086 # a spec is words
+quern run $from_file --in a="$work/a.npy" --in b="$work/b.npy" --out d="$work/d.npy" --check
+# shellcheck disable=SC2086
+row compiled $from_file
+"$python" - "$work" << 'END'
+import sys
+import numpy
+
+a, b, d = (numpy.load(f"{sys.argv[1]}/{name}.npy") for name in "abd")
+expected = a.astype(float) @ b.astype(float).T
+error = numpy.linalg.norm(d - expected) / numpy.linalg.norm(expected)
+print("  d.npy against NumPy's product: relative error %.1e" % error)
+sys.exit(0 if error < 1e-5 else 1)
+END
+
+printf '\nTuning, %s s each.\n' "$tune_seconds"
+while read -r spec; do
+    [ -n "$spec" ] || continue
+    # shellcheck disable=SC2086 # a spec is words
+    quern tune $spec --budget "$tune_seconds"
+    "$python" - "$work/out.json" "$spec" << 'END'
+import json
+import sys
+
+tune = json.load(open(sys.argv[1]))
+print("  %s\n    %d candidates, %d failed; best %.1f us, heuristic %.1f us: %.2fx" % (
+    sys.argv[2], tune["candidates"], tune["failed"], tune["best"]["time_us"],
+    tune["heuristic"]["time_us"], tune["speedup"]))
+END
+done <<< "$tuned"
+
+run_all 'The same in new processes: nothing is compiled, tuned configs are used.' disk
+printf '\nThe cache, %s:\n' "$cache"
+"$build/quern" cache stats --cache "$cache" | sed 's/^/  /'

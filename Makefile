@@ -48,6 +48,7 @@ LIB_OBJECTS := $(LIB_SOURCES:%.c=$(B)/obj/%.o) \
 	$(patsubst %,$(B)/obj/gen/%.o,templates schema families)
 TOOL_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(filter-out tools/gen_% tools/embed%,\
 	$(wildcard tools/*.c)))
+TOOL_MODULES := $(filter-out %/quern.o,$(TOOL_OBJECTS)) # what a suite may test: all but main()
 EXAMPLES := $(patsubst %.c,$(B)/%,$(wildcard examples/*.c))
 BENCHES := $(patsubst %.c,$(B)/%,$(wildcard bench/*.c))
 SUITES := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
@@ -133,8 +134,8 @@ $(B)/quern $(B)/installed/quern: $(TOOL_OBJECTS) $(B)/libquern.so
 	$(link) $(TOOL_OBJECTS) -L$(B) -lquern -Wl,-rpath,'$(RPATH)' $(TOOL_LIBS)
 $(EXAMPLES) $(BENCHES): $(B)/%: $(B)/obj/%.o $(B)/libquern.so
 	$(link) $< -L$(B) -lquern -Wl,-rpath,'$$ORIGIN/..' -ldl -lpthread -lm
-$(SUITES) $(GPU_SUITES): $(B)/%: $(B)/obj/%.o $(SUITE_COMMON) $(B)/libquern.a
-	$(link) -rdynamic $< $(SUITE_COMMON) -Wl,--whole-archive $(B)/libquern.a \
+$(SUITES) $(GPU_SUITES): $(B)/%: $(B)/obj/%.o $(SUITE_COMMON) $(TOOL_MODULES) $(B)/libquern.a
+	$(link) -rdynamic $< $(SUITE_COMMON) $(TOOL_MODULES) -Wl,--whole-archive $(B)/libquern.a \
 	-Wl,--no-whole-archive $(LIBS) $(TOOL_LIBS) $(CHECK_LIBS)
 $(PLUGINS): $(B)/%.so: $(B)/obj/%.o
 	$(link) -shared $<

@@ -8,7 +8,8 @@
  *      float64 sums at random places, and all of d with the first contestant's;
  *   2. time, in rounds: each contestant in turn settles, makes one call that is not timed (if calls
  *      are short), then a few timed ones, one set after another; the round's value is their median.
- *      Every other round goes backwards;
+ *      Every other round goes backwards. Rounds during which other processes had more than QUIET of
+ *      the machine are dropped if enough others remain, and waited out for a while if not;
  *   3. report: median and MAD over rounds, and the median of the ratios taken round by round.
  *
  * A contestant that fails, or computes something wrong, is left out with a line that says so.
@@ -18,7 +19,8 @@
 
 #include "bench/figures.h"
 
-enum { MAX_SETS = 64, MAX_CONTESTANTS = 10, CHECKED_PLACES = 4000 };
+enum { MAX_SETS = 64, MAX_CONTESTANTS = 10, CHECKED_PLACES = 4000, ENOUGH_ROUNDS = 5 };
+#define QUIET 0.04
 
 struct workload {
     char label[48];
@@ -44,8 +46,8 @@ struct contest {
     struct results *results;
     struct workload work;
     struct contestant entries[MAX_CONTESTANTS];
-    int count, rounds;
-    double others; /* share of the machine that other processes had */
+    int count, rounds, dropped;
+    double others[MAX_SAMPLES]; /* share of the machine that other processes had in a round */
 };
 
 static int64_t weight_bytes(const struct workload *work)
@@ -173,11 +175,11 @@ static void check_set(struct contest *contest, int set)
 
 static double timed_call(struct contestant *entry)
 {
-    double begin = now_s();
+    double begin = call_clock_s(entry->work->threads), seconds;
     entry->is_out |= entry->call(entry, entry->next_set) != 0;
-    begin = now_s() - begin;
+    seconds = call_clock_s(entry->work->threads) - begin;
     entry->next_set = (entry->next_set + 1) % entry->work->sets;
-    return begin;
+    return seconds;
 }
 
 /* Median of a few calls, one set after another. */
@@ -194,28 +196,55 @@ static double timed_turn(struct contestant *entry)
     return median_of(calls, count);
 }
 
-static void time_rounds(struct contest *contest, double seconds, int most)
+/* One round; the share of the machine that others had is in contest->others. */
+static void time_round(struct contest *contest, int round)
 {
     struct noise noise = noise_now();
-    double begin = now_s();
+    for (int i = 0; i < contest->count; i++) {
+        int turn = round % 2 ? contest->count - 1 - i : i;
+        struct contestant *entry = &contest->entries[turn];
+        if (!entry->is_out)
+            entry->round_s[round] = timed_turn(entry);
+    }
+    contest->others[round] = noise_since(noise);
+}
+
+/* Move the quiet rounds to the front and forget the rest. */
+static void drop_busy_rounds(struct contest *contest)
+{
+    int kept = 0;
+    for (int round = 0; round < contest->rounds; round++) {
+        if (contest->others[round] > QUIET)
+            continue;
+        for (int i = 0; i < contest->count; i++)
+            contest->entries[i].round_s[kept] = contest->entries[i].round_s[round];
+        contest->others[kept++] = contest->others[round];
+    }
+    contest->dropped = contest->rounds - kept;
+    contest->rounds = kept;
+}
+
+static void time_rounds(struct contest *contest, double seconds, int most)
+{
+    int quiet = 0;
     for (int i = 0; i < contest->count; i++)
         if (!contest->entries[i].is_out) {
             timed_call(&contest->entries[i]);
             contest->entries[i].call_s = timed_call(&contest->entries[i]);
         }
-    most = most < MAX_SAMPLES ? most : MAX_SAMPLES;
-    for (contest->rounds = 0; contest->rounds < most; contest->rounds++) {
-        int round = contest->rounds;
-        if (round >= 3 && now_s() - begin > seconds)
+    for (double begin = now_s(); contest->rounds < most; contest->rounds++) {
+        double elapsed = now_s() - begin;
+        if (elapsed > 2 * seconds && contest->rounds >= 3)
             break;
-        for (int i = 0; i < contest->count; i++) {
-            int turn = round % 2 ? contest->count - 1 - i : i;
-            struct contestant *entry = &contest->entries[turn];
-            if (!entry->is_out)
-                entry->round_s[round] = timed_turn(entry);
-        }
+        if (elapsed > seconds && quiet >= ENOUGH_ROUNDS)
+            break;
+        time_round(contest, contest->rounds);
+        if (contest->work.threads == 1)
+            contest->others[contest->rounds] = 0; /* its own time is counted */
+        quiet += contest->others[contest->rounds] <= QUIET;
     }
-    contest->others = noise_since(noise);
+    if (quiet >= ENOUGH_ROUNDS)
+        drop_busy_rounds(contest);
 }
 
 /* ---- 3. Report ----------------------------------------------------------------------------- */
@@ -269,8 +298,10 @@ static void contest_report(struct contest *contest)
             detail.ratio = speed_ratio(contest, entry, &contest->entries[0], &detail.ratio_mad);
         add_detail(contest->results, &detail);
     }
-    fprintf(talk, "    %d rounds; others had %.0f%% of the machine%s\n", contest->rounds,
-            100 * contest->others, contest->others > 0.05 ? " (BUSY: distrust this case)" : "");
+    double others = median_of(contest->others, contest->rounds);
+    fprintf(talk, "    %d rounds, %d dropped as disturbed; others had %.0f%% of the machine%s\n",
+            contest->rounds, contest->dropped, 100 * others,
+            others > QUIET ? ": BUSY, distrust this case" : "");
 }
 
 /* The fastest contestant of a key; NULL if there is none. */

@@ -1,7 +1,7 @@
 /* Artifacts: compiled bytes under a key text and a compiler.
  *
- * A find walks the rows of its key from the newest to the oldest, one row a step with no statement left
- * open between steps, so that `accept` may take its time and call the store:
+ * A find walks the rows of its key from the newest to the oldest, one row a step with no statement
+ * left open between steps, so that `accept` may take its time and call the store:
  *
  *     row of key (and compiler), id < last       none -> a miss
  *       |  text is another, and hashes to this key: a collision, somebody else's row -> next
@@ -9,9 +9,9 @@
  *       |  accept says no -> next
  *     a hit
  *
- * A damaged row is deleted and counted, not kept in a table of its own: its bytes are of no use, they
- * are in a file whose contents get executed, and the next build makes the row again. The warning and
- * the `damaged` counter tell a user that the disk is failing.
+ * A damaged row is deleted and counted, not kept in a table of its own: its bytes are of no use,
+ * they are in a file whose contents get executed, and the next build makes the row again. The
+ * warning and the `damaged` counter tell a user that the disk is failing.
  */
 #include "cache/db.h"
 #include "cache/tally.h"
@@ -137,9 +137,9 @@ static int next_candidate(struct qn_store *store, const char *key, const char *c
     return is_found;
 }
 
-int qn_artifact_find(struct qn_store *store, const char *text, const char *compiler,
-                     int (*accept)(void *user, const struct qn_artifact *artifact), void *user,
-                     struct qn_artifact *artifact)
+int qn_artifact_find_again(struct qn_store *store, const char *text, const char *compiler,
+                           int (*accept)(void *user, const struct qn_artifact *artifact),
+                           void *user, struct qn_artifact *artifact)
 {
     char key[QN_KEY_HEX];
     struct row row;
@@ -159,8 +159,17 @@ int qn_artifact_find(struct qn_store *store, const char *text, const char *compi
         qn_artifact_fini(&row.artifact);
     }
     qn_artifact_fini(&row.artifact);
-    qn_tally_miss(qn_store_tally(store));
     return QN_STORE_MISS;
+}
+
+int qn_artifact_find(struct qn_store *store, const char *text, const char *compiler,
+                     int (*accept)(void *user, const struct qn_artifact *artifact), void *user,
+                     struct qn_artifact *artifact)
+{
+    int status = qn_artifact_find_again(store, text, compiler, accept, user, artifact);
+    if (status == QN_STORE_MISS)
+        qn_tally_miss(qn_store_tally(store));
+    return status;
 }
 
 /* ---- Putting ---- */
@@ -265,7 +274,7 @@ int qn_artifact_each(struct qn_store *store, const char *key_prefix,
     return status;
 }
 
-/* A fault that quick_check names is the file's, not a row's: it goes the way of every damaged file. */
+/* A fault that quick_check names is the file's: it goes the way of every damaged file. */
 static int check_file(struct qn_store *store)
 {
     static const char sql[] = "PRAGMA quick_check(1)";

@@ -1,15 +1,15 @@
 /* A new store: built beside its place and renamed into it, so that nobody ever sees half of one.
  *
- *   1. remove what is left beside the place: a -wal of a file that somebody deleted would be replayed
- *      into the new one
+ *   1. remove what is left beside the place: a -wal of a file that somebody deleted would be
+ *      replayed into the new one
  *   2. PATH.new: made with mode 0600, schema, then WAL; closed, which leaves one file
- *   3. one fsync, in place of one a statement: a file of this name that does not outlive a power cut
- *      whole would be a damaged store
+ *   3. one fsync, in place of one a statement: a file of this name that a power cut leaves half
+ *      written would be a damaged store
  *   4. rename to PATH
  *
- * All of it under the lock of qn_place_lock(). Switching a file to WAL wants it alone and does not wait
- * (a busy timeout does not cover it), which is why it is done here, once, on a file that no other
- * process can have open.
+ * All of it under the lock of qn_place_lock(). Switching a file to WAL wants it alone and does not
+ * wait (a busy timeout does not cover it), which is why it is done here, once, on a file that no
+ * other process can have open.
  */
 #include "cache/db.h"
 
@@ -28,7 +28,7 @@ static void remove_beside(const struct qn_place *place, const char *suffix)
     free(name);
 }
 
-/* A rollback journal on a network file system: WAL needs memory that every user of the file shares. */
+/* WAL needs memory that all users of the file share: not so on a network file system. */
 static int fill(const struct qn_place *place, const char *name, char *error, size_t error_bytes)
 {
     sqlite3 *sqlite = NULL;

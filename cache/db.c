@@ -4,14 +4,14 @@
  *
  *   1. the caller has looked at the file from outside (place.c)
  *   2. sqlite3_open_v2: opens the descriptor and reads nothing that matters
- *   3. the header, 100 bytes read through SQLite's own descriptor, without a lock: is it an SQLite file,
- *      is it ours, of a version that we know?  If not, nothing has been written, locked or created.
+ *   3. the header, 100 bytes read through SQLite's own descriptor, without a lock: is it an SQLite
+ *      file, is it ours, of a version that we know? If not, nothing has been written or made
  *   4. settings of the connection
  *   5. a first read: recovers a -wal left by a killed process, finds a truncated file
  *
- * Invariants: a connection is used by one thread at a time (store.c lends it), so SQLite runs without
- * mutexes of its own; every statement is reset before the connection is given back, so that no read
- * transaction stays open and the -wal can be checkpointed.
+ * Invariants: a connection is used by one thread at a time (store.c lends it), so SQLite runs
+ * without mutexes of its own; every statement is reset before the connection is given back, so that
+ * no read transaction stays open and the -wal can be checkpointed.
  */
 #include "cache/db.h"
 
@@ -55,9 +55,9 @@ static char *immutable_uri(const char *path)
     return uri;
 }
 
-/* A file that may not be written. Without a -wal beside it nobody is writing it, and `immutable` spares
- * SQLite the -shm that it would make. With a -wal the newest rows are in that, and a -shm is needed;
- * where there is none and none can be made, the rows of the last checkpoint must do. */
+/* A file that may not be written. Without a -wal beside it nobody is writing it, and `immutable`
+ * spares SQLite the -shm that it would make. With a -wal the newest rows are in that, and a -shm is
+ * needed; where there is none and none can be made, the rows of the last checkpoint must do. */
 static int is_immutable(const struct qn_place *place)
 {
     int can_use_wal = !place->is_folder_read_only || qn_place_has(place, "-shm");
@@ -86,8 +86,8 @@ static uint32_t big_endian(const unsigned char *bytes)
     return (uint32_t)bytes[0] << 24 | (uint32_t)bytes[1] << 16 | (uint32_t)bytes[2] << 8 | bytes[3];
 }
 
-/* Through SQLite's descriptor and not one of ours: closing ours would drop this process' locks on the
- * file (place.c). */
+/* Through SQLite's descriptor and not one of ours: closing ours would drop this process' locks on
+ * the file (place.c). */
 static enum qn_open_status check_header(const struct qn_place *place, sqlite3 *sqlite, char *error,
                                         size_t error_bytes)
 {
@@ -127,9 +127,9 @@ static enum qn_open_status check_header(const struct qn_place *place, sqlite3 *s
     return QN_OPEN_DONE;
 }
 
-/* The schema of a file is data that somebody may have written: no trigger, view or function in it may
- * run. Commits reach the disk at checkpoints: a cache may lose its last rows to a power cut, and may
- * not be damaged by one. */
+/* The schema of a file is data that somebody may have written: no trigger, view or function in it
+ * may run. Commits reach the disk at checkpoints: a cache may lose its last rows to a power cut,
+ * and may not be damaged by one. */
 static int configure(sqlite3 *sqlite)
 {
     sqlite3_extended_result_codes(sqlite, 1);
@@ -222,8 +222,8 @@ void qn_db_fail(struct qn_db *db, int rc)
     }
 }
 
-/* IMMEDIATE: a transaction that starts as a reader and then wants to write can lose to another writer
- * in a way that no busy timeout mends. */
+/* IMMEDIATE: a transaction that starts as a reader and then wants to write can lose to another
+ * writer in a way that no busy timeout mends. */
 void qn_db_begin(struct qn_db *db)
 {
     static const char sql[] = "BEGIN IMMEDIATE";

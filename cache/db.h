@@ -1,17 +1,17 @@
-/* One connection to the store's file, and how its statements are run. Every other file of the store is
- * written in these words:
+/* One connection to the store's file, and how its statements are run. Every other file of the store
+ * is written in these words:
  *
- *     struct qn_db *db = qn_db_take(store, QN_READ);        borrow a connection, or NULL
- *     struct qn_query query = qn_query(db, "SELECT ...");   prepared once a connection
- *     qn_bind_text(&query, name);                           parameters, in their order
- *     if (qn_step(&query)) {                                a row
- *         value = qn_take_text(&query);                     columns, in their order
+ *     struct qn_db *db = qn_db_take(store, QN_READ);       borrow a connection, or NULL
+ *     struct qn_query query = qn_query(db, sql);           prepared once a connection
+ *     qn_bind_text(&query, name);                          parameters, in their order
+ *     if (qn_step(&query)) {                               a row
+ *         value = qn_take_text(&query);                    columns, in their order
  *     }
  *     qn_end(&query);
- *     return qn_db_give(db);                                QN_STORE_OK, or QN_STORE_MISS on a failure
+ *     return qn_db_give(db);                               QN_STORE_OK, or QN_STORE_MISS: it failed
  *
- * The first failure stays in db->rc; every step after it does nothing, and qn_db_give() counts it and
- * says it once. So no line in between has to look at an error.
+ * The first failure stays in db->rc; every step after it does nothing, and qn_db_give() counts it
+ * and says it once. So no line in between has to look at an error.
  */
 #ifndef QN_DB_H
 #define QN_DB_H
@@ -49,7 +49,7 @@ enum qn_access { QN_READ, QN_WRITE };
 
 /* ---- Borrowing (store.c) ---- */
 
-/* NULL when there is none to be had: the caller answers QN_STORE_MISS. Not held across callbacks. */
+/* NULL when there is none to be had: answer QN_STORE_MISS. Not held across callbacks. */
 struct qn_db *qn_db_take(struct qn_store *store, enum qn_access access);
 int qn_db_give(struct qn_db *db);
 
@@ -67,7 +67,7 @@ enum qn_open_status qn_db_open(const struct qn_place *place, struct qn_db **db, 
                                size_t error_bytes);
 void qn_db_close(struct qn_db *db); /* NULL is allowed */
 
-/* Makes the file, whole or not at all (create.c); under the lock of qn_place_lock(). SQLite's code. */
+/* Makes the file, whole or not at all (create.c). Under qn_place_lock(). SQLite's code. */
 int qn_db_create(const struct qn_place *place, char *error, size_t error_bytes);
 /* Runs SQL texts; SQLite's code. */
 int qn_db_script(sqlite3 *sqlite, const char *sql);

@@ -1,5 +1,6 @@
-/* Is a process that wrote its name down still there? A pid alone says nothing: it is used again, means
- * another process in another container, and survives no reboot. So four things are written down
+/* Is a process that wrote its name down still there? A pid alone says nothing: it is used again,
+ * means another process in another container, and survives no reboot. So four things are written
+ * down
  *
  *     boot id          the machine, since it was switched on
  *     pid namespace    the container
@@ -19,12 +20,12 @@
 #define PROCESS_GONE 0
 #define PROCESS_HIDDEN (-1)
 
-/* "PID (name) S ppid ...": the name may hold spaces and brackets, so the fields are counted from the
- * last bracket. Field 3 is the state, 20 the number of threads, 22 the start time.
+/* "PID (name) S ppid ...": the name may hold spaces and brackets, so the fields are counted from
+ * the last bracket. Field 3 is the state, 20 the number of threads, 22 the start time.
  *
- * A killed process whose parent has not asked for it stays as a zombie, pid, start time and all: it is
- * gone. One whose main thread has ended while others run looks like a zombie too, with more threads
- * than one: it is alive. */
+ * A killed process whose parent has not asked for it stays as a zombie, pid, start time and all: it
+ * is gone. One whose main thread has ended while others run looks like a zombie too, with more
+ * threads than one: it is alive. */
 static int read_process(const char *name, int64_t *start_time)
 {
     char line[1024];

@@ -6,17 +6,17 @@
  *          |
  *     sleep 1, 2, 4 ... 20 ms, until timeout_s
  *
- * A waiter only reads, so any number of them cost the holder nothing. A holder on this machine is asked
- * for at its process (holder.c): killed, it is replaced within one sleep, and alive it is believed, no
- * matter how long the work takes. One in another container or on another machine is believed while its
- * heartbeat is younger than the waiter's expiry_s; a heartbeat from the future by as much is as stale,
- * clocks being set back.
+ * A waiter only reads, so any number of them cost the holder nothing. A holder on this machine is
+ * asked for at its process (holder.c): killed, it is replaced within one sleep, and alive it is
+ * believed, no matter how long the work takes. One in another container or on another machine is
+ * believed while its heartbeat is younger than the waiter's expiry_s; a heartbeat from the future
+ * by as much is as stale, clocks being set back.
  *
- * Every acquisition has a random token. A holder that was taken for dead and comes back releases, and
- * beats, only a row with its own token: never its successor's.
+ * Every acquisition has a random token. A holder that was taken for dead and comes back releases,
+ * and beats, only a row with its own token: never its successor's.
  *
- * A lease saves work and protects nothing: whoever gets none does the work privately, and two results
- * are as good as one.
+ * A lease saves work and protects nothing: whoever gets none does the work privately, and two
+ * results are as good as one.
  */
 #include "cache/db.h"
 #include "cache/holder.h"

@@ -7,14 +7,16 @@
  *         quern.db.new             a store being created, renamed when whole (cache/create.c)
  *         quern.db.damaged-<n>     a store that SQLite found damaged
  *
- * What is in the file gets executed, so whoever can write it, or a file beside it that SQLite replays
- * into it, can run code as the user: each must be a plain file, belong to the user and be writable by
- * nobody else. The folder may be one that others can write (/tmp): the files are what is checked.
+ * What is in the file gets executed, so whoever can write it, or a file beside it that SQLite
+ * replays into it, can run code as the user: each must be a plain file, belong to the user and be
+ * writable by nobody else. The folder may be one that others can write (/tmp): the files are what
+ * is checked.
  *
- * The file itself is never opened here. POSIX locks belong to a process and an inode, and closing *any*
- * descriptor of the inode drops them all: an open() and close() here would take away the locks of the
- * connections that this process already has on the file, and with them the file's soundness. lstat()
- * has no such effect; what is inside is read through SQLite's own handle (cache/db.c).
+ * The file itself is never opened here. POSIX locks belong to a process and an inode, and closing
+ * *any* descriptor of the inode drops them all: an open() and close() here would take away the
+ * locks of the connections that this process already has on the file, and with them the file's
+ * soundness. lstat() has no such effect; what is inside is read through SQLite's own handle
+ * (cache/db.c).
  */
 #include "cache/place.h"
 
@@ -56,8 +58,8 @@ int qn_place_has(const struct qn_place *place, const char *suffix)
 
 /* ---- The folder ---- */
 
-/* mkdir -p of the folders in `path`, which is changed and put back; the part after the last slash is
- * the file's. */
+/* mkdir -p of the folders in `path`, which is changed and put back; the part after the last slash
+ * is the file's. */
 static int make_folders(char *path)
 {
     for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
@@ -102,7 +104,8 @@ static int is_network_folder(const char *folder)
 }
 
 /* realpath of the folder, then the name: later changes of directory do not matter, and what SQLite
- * opens (with NOFOLLOW, which minds every component) holds no symbolic link but perhaps the last. */
+ * opens (with NOFOLLOW, which minds every component) holds no symbolic link, but for the
+ * last one perhaps. */
 static char *resolve(struct qn_place *place)
 {
     const char *slash = strrchr(place->path, '/');
@@ -155,8 +158,8 @@ void qn_place_fini(struct qn_place *place)
 
 /* ---- The file ---- */
 
-/* Mode bits count beside access(): root may write anything, yet a file without a write bit is a file
- * that somebody wants left alone. */
+/* Mode bits count beside access(): root may write anything, yet a file without a write bit is a
+ * file that somebody wants left alone. */
 static int may_write(const char *name, mode_t mode)
 {
     return (mode & S_IWUSR) && faccessat(AT_FDCWD, name, W_OK, AT_EACCESS) == 0;
@@ -266,8 +269,8 @@ enum qn_place_status qn_place_look(struct qn_place *place, char *error, size_t e
 
 /* ---- The lock file ---- */
 
-/* flock and not a file's existence: the kernel lets go of it when its holder dies. Polled, so that a
- * holder that was stopped delays a caller by timeout_s and not for ever. */
+/* flock and not a file's existence: the kernel lets go of it when its holder dies. Polled, so that
+ * a holder that was stopped delays a caller by timeout_s and not for ever. */
 int qn_place_lock(const struct qn_place *place, double timeout_s)
 {
     const struct timespec pause = { .tv_nsec = 2 * 1000 * 1000 };

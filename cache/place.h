@@ -1,5 +1,5 @@
-/* The place of a store: its file, the folder it is in, and the files beside it. place.c looks at them
- * and moves them, and never reads what is in them. */
+/* The place of a store: its file, the folder it is in, and the files beside it. place.c looks at
+ * them and moves them, and never reads what is in them. */
 #ifndef QN_PLACE_H
 #define QN_PLACE_H
 
@@ -19,7 +19,7 @@ struct qn_place {
 enum qn_place_status {
     QN_PLACE_FOUND,      /* a file of ours, as far as can be told from outside */
     QN_PLACE_EMPTY,      /* nothing there, or a file of no bytes: may be created */
-    QN_PLACE_UNWRITABLE, /* nothing there, and nothing can be made: work in memory. `error` says why */
+    QN_PLACE_UNWRITABLE, /* nothing there, and nothing can be made; `error` says why */
     QN_PLACE_REFUSED     /* `error` is set: a user must mend it */
 };
 
@@ -28,8 +28,8 @@ enum qn_place_status qn_place_init(struct qn_place *place, const char *path, cha
                                    size_t error_bytes);
 void qn_place_fini(struct qn_place *place);
 
-/* Looks at the file without opening it: its kind, owner and mode, and those of the files that SQLite
- * keeps beside it. */
+/* Looks at the file without opening it: its kind, owner and mode, and those of the files that
+ * SQLite keeps beside it. */
 enum qn_place_status qn_place_look(struct qn_place *place, char *error, size_t error_bytes);
 
 /* The lock file PATH.lock, held by one process at a time for as long as it lives, for creating and

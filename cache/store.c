@@ -1,5 +1,5 @@
-/* The store as a whole: opened, lent out in connections, and closed. What the rows are is the business
- * of artifact.c, tuned.c, trial.c, notes.c and lease.c.
+/* The store as a whole: opened, lent out in connections, and closed. What the rows are is the
+ * business of artifact.c, tuned.c, trial.c, notes.c and lease.c.
  *
  *                         qn_store_open
  *                               |
@@ -10,22 +10,22 @@
  *        in memory,             |          an error       set aside, one warning
  *        one warning            +-------------------------------+
  *
- * Connections. A call borrows one that nobody is using (or opens one more) and gives it back before it
- * returns or calls a callback. So there are as many as threads were ever inside at one time, each is
- * used by one thread at a time, a callback may call the store, and a thread that ends leaves nothing to
- * be cleaned up. A store in memory has exactly one, and callers wait for it.
+ * Connections. A call borrows one that nobody is using (or opens one more) and gives it back before
+ * it returns or calls a callback. So there are as many as threads were ever inside at one time,
+ * each is used by one thread at a time, a callback may call the store, and a thread that ends
+ * leaves nothing to be cleaned up. A store in memory has exactly one, and callers wait for it.
  *
- * After the store is open nothing is an error: a failure is a miss, or a row that is not kept, plus a
- * count, and a warning the first time.
+ * After the store is open nothing is an error: a failure is a miss, or a row that is not kept, plus
+ * a count, and a warning the first time.
  *
  *   disk full, gone read-only     writes are dropped; each is tried again, a disk may get space
- *   another process too long busy that call only
+ *   locked for too long           that call only
  *   the file is damaged           the file is set aside for the next open to start afresh, and this
  *                                 process goes without: what it has in use it has in memory
  *
- * After fork() the child's calls are misses: SQLite's connections and locks are the parent's. A child
- * that wants a store opens one after exec: SQLite itself keeps state about a file that the parent has
- * open, and a fork copies that state but not the locks it speaks of.
+ * After fork() the child's calls are misses: SQLite's connections and locks are the parent's. A
+ * child that wants a store opens one after exec: SQLite itself keeps state about a file that the
+ * parent has open, and a fork copies that state but not the locks it speaks of.
  */
 #include "cache/db.h"
 #include "cache/tally.h"
@@ -50,7 +50,7 @@ struct qn_store {
     struct qn_store_options options; /* path is not used: place.path */
     struct qn_place place;
     pid_t pid;
-    int was_set_aside; /* while opening: once is enough, a disk that damages a new file will go on */
+    int was_set_aside; /* while opening: a disk that damages the new file too will go on */
     int is_forgetful;  /* asked for a file and got memory: nothing outlives the process */
     struct qn_tally tally;
 
@@ -302,6 +302,7 @@ static void break_off(struct qn_store *store, const char *message)
     if (lock >= 0) {
         close(lock);
     }
+    atomic_fetch_or(&store->warned, WARNED_OTHER); /* what follows from it is not worth a line */
     say(store, LEVEL_WARN, "cache=%s: is damaged (%s)%s; this process goes on without it",
         store->place.path, message, is_moved ? ", renamed to .damaged-<n> beside it" : "");
 }
@@ -341,27 +342,44 @@ void qn_store_damaged(struct qn_store *store, const char *table, const char *key
 
 /* ---- Lending connections ---- */
 
-/* The file is looked at again: since the store was opened somebody may have put another in its place,
- * and a connection to that would mix two files. */
-static struct qn_db *open_another(struct qn_store *store)
+/* The file is looked at again: since the store was opened somebody may have put another in its
+ * place, and a connection to that would mix two files. */
+static int is_same_file(struct qn_store *store, char *error, size_t error_bytes)
 {
     struct qn_place place = store->place;
+    enum qn_place_status found = qn_place_look(&place, error, error_bytes);
+
+    if (found == QN_PLACE_REFUSED || found == QN_PLACE_UNWRITABLE) {
+        return 0;
+    }
+    if (found == QN_PLACE_FOUND && place.inode == store->place.inode &&
+        place.device == store->place.device) {
+        return 1;
+    }
+    snprintf(error, error_bytes, "cache=%s: the file was removed or replaced", store->place.path);
+    return 0;
+}
+
+static struct qn_db *open_another(struct qn_store *store)
+{
     struct qn_db *db = NULL;
     char error[512];
 
-    enum qn_place_status found = qn_place_look(&place, error, sizeof error);
-    if (found == QN_PLACE_FOUND &&
-        (place.inode != store->place.inode || place.device != store->place.device)) {
-        snprintf(error, sizeof error, "another file has taken its place");
-        found = QN_PLACE_REFUSED;
+    if (is_same_file(store, error, sizeof error)) {
+        enum qn_open_status status = qn_db_open(&store->place, &db, error, sizeof error);
+        if (status == QN_OPEN_DONE) {
+            db->store = store;
+            return db;
+        }
+        if (status == QN_OPEN_DAMAGED) {
+            break_off(store, sqlite3_errstr(SQLITE_CORRUPT));
+        }
     }
-    place.is_read_only = store->place.is_read_only;
-    if (found != QN_PLACE_FOUND || qn_db_open(&place, &db, error, sizeof error)) {
-        failed(store, SQLITE_CANTOPEN, error);
-        return NULL;
+    atomic_fetch_add(&store->errors, 1);
+    if (is_first(store, WARNED_OTHER)) {
+        say(store, LEVEL_WARN, "%s; going on without", error);
     }
-    db->store = store;
-    return db;
+    return NULL;
 }
 
 struct qn_db *qn_db_take(struct qn_store *store, enum qn_access access)

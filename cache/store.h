@@ -6,9 +6,11 @@
  *  - Only qn_store_open() reports a failure that a user must mend. Everywhere else a failure is
  *    QN_STORE_MISS (reads) or silently not stored (writes), plus a counter (qn_store_counters) and one
  *    warning through the log hook: a full or read-only disk turns the store memory-only.
- *  - Threads: a qn_store may be used by any thread; each thread gets its own SQLite connection with
- *    prepared statements, made on first use and closed with the store (or when the thread ends).
- *    After fork() the child must not use it.
+ *    A write that was not kept answers QN_STORE_MISS, for callers who care.
+ *  - Threads: a qn_store may be used by any thread. A call borrows an SQLite connection that no
+ *    other call is using, and has none while it runs a callback: callbacks may call the store.
+ *  - After fork() the child's calls are misses. It may open a store of its own only after exec, or
+ *    if the parent had none open on that file: SQLite's picture of its locks survives no fork.
  *  - Returned rows own their memory: free with the matching _fini().
  */
 #ifndef QN_STORE_H
@@ -70,6 +72,10 @@ void qn_artifact_fini(struct qn_artifact *artifact);
 int qn_artifact_find(struct qn_store *store, const char *text, const char *compiler,
                      int (*accept)(void *user, const struct qn_artifact *artifact), void *user,
                      struct qn_artifact *artifact);
+/* The second look of one request, under its lease: a miss is not counted once more. */
+int qn_artifact_find_again(struct qn_store *store, const char *text, const char *compiler,
+                           int (*accept)(void *user, const struct qn_artifact *artifact),
+                           void *user, struct qn_artifact *artifact);
 /* Insert or replace. Counts one compile. artifact->key is computed here. */
 int qn_artifact_put(struct qn_store *store, const struct qn_artifact *artifact);
 
@@ -152,13 +158,16 @@ struct qn_store_counters {
     int64_t compiles, hits, misses; /* since creation, all processes; this process' are flushed first */
     int64_t errors, damaged;        /* this process */
 };
+/* errors and damaged are set on QN_STORE_MISS too. */
 int qn_store_counters(struct qn_store *store, struct qn_store_counters *counters);
-/* Key prefix "" for all. Blobs are not loaded (blob NULL, blob_bytes set). */
+/* Key prefix "" for all, of tuned rows every generation. Blobs are not loaded (blob NULL, blob_bytes
+ * set). QN_STORE_OK also when there was no row, or visit ended it. */
 int qn_artifact_each(struct qn_store *store, const char *key_prefix,
                      int (*visit)(void *user, const struct qn_artifact *artifact), void *user);
 int qn_tuned_list(struct qn_store *store, const char *key_prefix,
                   int (*visit)(void *user, const struct qn_tuned *tuned), void *user);
-/* Checks the file (PRAGMA quick_check) and every blob; sets damaged rows aside. */
+/* Checks the file (PRAGMA quick_check) and every blob; sets damaged rows aside. A fault of the
+ * file itself is QN_STORE_MISS: the file is set aside for the next open to start afresh. */
 int qn_store_verify(struct qn_store *store, int64_t *checked, int64_t *damaged);
 
 #endif

@@ -1,7 +1,7 @@
-/* Hits and misses in memory: one small hash table from an artifact's row id to its hits and last use,
- * and two totals. It is written to the file when the store closes, when its counters are asked for, and
- * along with every artifact that is put, since that writes anyway; so a process that is killed loses
- * the counts since its last compile and nothing else.
+/* Hits and misses in memory: one small hash table from an artifact's row id to its hits and last
+ * use, and two totals. It is written to the file when the store closes, when its counters are asked
+ * for, and along with every artifact that is put, since that writes anyway; so a process that is
+ * killed loses the counts since its last compile and nothing else.
  */
 #include "cache/tally.h"
 
@@ -23,7 +23,7 @@ void qn_tally_fini(struct qn_tally *tally)
 
 /* ---- The table ---- */
 
-/* The slot of id, or the free one where it belongs. Row ids are dense, so the low bits are the hash. */
+/* The slot of id, or the free one where it belongs. Ids are dense: the low bits are the hash. */
 static struct qn_tally_slot *slot_of(const struct qn_tally_batch *batch, int64_t id)
 {
     size_t mask = batch->capacity - 1;

@@ -28,8 +28,9 @@ void qn_tally_fini(struct qn_tally *tally);
 void qn_tally_hit(struct qn_tally *tally, int64_t id);
 void qn_tally_miss(struct qn_tally *tally);
 
-/* Writing, in three steps so that no lock is held while the disk is waited for: take what is pending;
- * write it inside the caller's transaction; settle: forget it if that was committed, else put it back. */
+/* Writing, in three steps so that no lock is held while the disk is waited for: take what is
+ * pending; write it inside the caller's transaction; settle: forget it if that was committed, else
+ * put it back. */
 struct qn_tally_batch qn_tally_take(struct qn_tally *tally);
 void qn_tally_write(struct qn_db *db, const struct qn_tally_batch *batch);
 void qn_tally_settle(struct qn_tally *tally, struct qn_tally_batch *batch, int is_written);

@@ -1,8 +1,8 @@
 /* Trials: every candidate that a tuning tried, committed one by one, the rejected ones with their
  * reason. A sweep that was killed reads them back and goes on where it was.
  *
- * A candidate is (text, generation, variant, config); a second trial of it replaces the first, since it
- * was made on newer templates or by a newer compiler.
+ * A candidate is (text, generation, variant, config); a second trial of it replaces the first,
+ * since it was made on newer templates or by a newer compiler.
  */
 #include "cache/db.h"
 

@@ -1,9 +1,9 @@
 /* Tuned configs: one winner a key text and generation.
  *
  * Two processes that tune the same bucket may well find two winners, and ranks that run two configs
- * differ in their last bits. So the first one to write a generation decides: an insert that finds the
- * row there is ignored, and reads back what is stored, in the same transaction. A new tuning takes a
- * new generation; what older ones said stays.
+ * differ in their last bits. So the first one to write a generation decides: an insert that finds
+ * the row there is ignored, and reads back what is stored, in the same transaction. A new tuning
+ * takes a new generation; what older ones said stays.
  *
  * A config that comes from here is untrusted: its family's legality check is the caller's.
  */
@@ -63,8 +63,8 @@ static void take_row(struct qn_query *query, struct row *row)
 
 /* ---- Finding ---- */
 
-/* The row of key and generation, or of the newest generation for 0. It counts only if its text is the
- * one asked for: another text under this key is a collision, or damage. */
+/* The row of key and generation, or of the newest generation for 0. It counts only if its text is
+ * the one asked for: another text under this key is a collision, or damage. */
 static int read_winner(struct qn_db *db, const char *key, const char *text, int64_t generation,
                        struct row *row)
 {
@@ -208,8 +208,8 @@ int qn_tuned_put(struct qn_store *store, const struct qn_tuned *tuned, struct qn
 
 typedef int visit_function(void *user, const struct qn_tuned *tuned);
 
-/* One row a step, nothing held between steps: `visit` may take its time and call the store. ?1 of `sql`
- * is the last id seen, ?2 the text. */
+/* One row a step, nothing held between steps: `visit` may take its time and call the store. ?1 of
+ * `sql` is the last id seen, ?2 the text. */
 static int walk(struct qn_store *store, const char *sql, const char *text, visit_function *visit,
                 void *user)
 {

@@ -134,13 +134,13 @@ static int accept_any(void *user, const struct qn_artifact *artifact)
 }
 
 /* The local compiler's row; without a compiler, or sealed, the newest that runs here. */
-static int find_artifact(struct build *build, int u)
+static int find_artifact(struct build *build, int u, bool is_again)
 {
     bool is_any = !build->compiler[0];
     bool must_run = is_any && build->request->is_loaded;
-    return qn_artifact_find(build->ctx->store, build->units[u].key_text,
-                            is_any ? NULL : build->compiler, must_run ? accept_any : NULL, build,
-                            &build->artifacts[u]);
+    return (is_again ? qn_artifact_find_again : qn_artifact_find)(
+        build->ctx->store, build->units[u].key_text, is_any ? NULL : build->compiler,
+        must_run ? accept_any : NULL, build, &build->artifacts[u]);
 }
 
 static int fail_sealed(struct build *build, int u)
@@ -212,7 +212,7 @@ static int get_artifact(struct build *build, int u)
     int status = QUERN_OK;
 
     build->from[u] = QUERN_FROM_DISK;
-    if (find_artifact(build, u) == QN_STORE_OK)
+    if (find_artifact(build, u, false) == QN_STORE_OK)
         return QUERN_OK;
     if (build->ctx->is_sealed)
         return fail_sealed(build, u);
@@ -221,7 +221,7 @@ static int get_artifact(struct build *build, int u)
     qn_key_hex(build->units[u].key_text, strlen(build->units[u].key_text), hex);
     snprintf(name, sizeof(name), "compile %s", hex);
     int waited = qn_lease_acquire(build->ctx->store, name, LEASE_TIMEOUT_S, LEASE_EXPIRY_S, &lease);
-    if (waited != QN_STORE_OK || find_artifact(build, u) != QN_STORE_OK)
+    if (waited != QN_STORE_OK || find_artifact(build, u, true) != QN_STORE_OK)
         status = compile_artifact(build, u);
     qn_lease_release(lease);
     return status;
@@ -335,6 +335,30 @@ static void build_fini(struct build *build)
     free(build->log);
 }
 
+/* A bucket served by a config that was not tuned for it: what a sweep will want to know. */
+static void record_miss(struct build *build)
+{
+    const struct quern_report *report = &build->kernel->report;
+    char *text, *group;
+    if (report->config_from == QUERN_CONFIG_GIVEN || report->config_from == QUERN_CONFIG_TUNED ||
+        qn_tuned_key(build->request->bucket, build->request->profile, &text, &group))
+        return;
+    qn_miss_put(build->ctx->store, text, report->bucket, build->kernel->family->name);
+    free(text);
+    free(group);
+}
+
+/* Whoever asked for the compiler's log gets it, else the log hook does. */
+static void hand_over_log(struct build *build, char **log)
+{
+    if (log) {
+        *log = build->log;
+        build->log = NULL;
+    } else if (build->log && *build->log) {
+        qn_log(build->ctx, QUERN_LOG_WARN, "compiler log:\n%s", build->log);
+    }
+}
+
 int qn_build(struct quern_context *ctx, const struct qn_build_request *request,
              struct quern_kernel **kernel, char **log)
 {
@@ -355,14 +379,12 @@ int qn_build(struct quern_context *ctx, const struct qn_build_request *request,
         status = stage_load(&build, load_ms);
     if (!status) {
         report_steps(&build, load_ms);
+        record_miss(&build);
         build.kernel->report.first_call_ms = qn_now_ms() - start;
         *kernel = build.kernel;
         build.kernel = NULL;
     }
-    if (log) {
-        *log = build.log;
-        build.log = NULL;
-    }
+    hand_over_log(&build, log);
     build_fini(&build);
     return status;
 }

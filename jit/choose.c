@@ -144,9 +144,6 @@ static int choose_stored(struct quern_context *ctx, const struct qn_build_reques
         qn_tuned_fini(&row);
     }
     if (status) {
-        char spec[512];
-        quern_spec_text(&request->bucket->spec, spec, sizeof(spec));
-        qn_miss_put(ctx->store, text, spec, request->bucket->spec.family->name);
         qn_tuned_each(ctx->store, group, visit_neighbour, &search);
         if (search.distance < NEIGHBOUR_REACH) {
             choice->from = QUERN_CONFIG_NEIGHBOUR;

@@ -45,6 +45,7 @@ struct listing {
     quern_cache_visit *visit;
     void *user;
     int64_t count;
+    int ended; /* what visit returned, once that was not 0 */
 };
 
 static int visit_artifact(void *user, const struct qn_artifact *artifact)
@@ -64,7 +65,7 @@ static int visit_artifact(void *user, const struct qn_artifact *artifact)
         .last_use = artifact->last_use,
     };
     listing->count++;
-    return listing->visit(listing->user, &row);
+    return listing->ended = listing->visit(listing->user, &row);
 }
 
 static int visit_tuned(void *user, const struct qn_tuned *tuned)
@@ -87,25 +88,28 @@ static int visit_tuned(void *user, const struct qn_tuned *tuned)
         .spread_us = tuned->spread_us,
     };
     listing->count++;
-    return listing->visit(listing->user, &row);
+    return listing->ended = listing->visit(listing->user, &row);
 }
 
 static int visit_rows(struct quern_context *ctx, const char *prefix, struct listing *listing)
 {
-    QN_TRY(qn_artifact_each(ctx->store, prefix, visit_artifact, listing));
-    return qn_tuned_list(ctx->store, prefix, visit_tuned, listing);
+    if (qn_artifact_each(ctx->store, prefix, visit_artifact, listing) != QN_STORE_OK ||
+        (!listing->ended &&
+         qn_tuned_list(ctx->store, prefix, visit_tuned, listing) != QN_STORE_OK))
+        return qn_fail(ctx, QUERN_STORE, "cache=%s: cannot be read", qn_store_path(ctx->store));
+    return listing->ended;
 }
 
 int quern_cache_list(struct quern_context *ctx, quern_cache_visit *visit, void *user)
 {
-    struct listing listing = { visit, user, 0 };
+    struct listing listing = { visit, user, 0, 0 };
     return visit_rows(ctx, "", &listing);
 }
 
 int quern_cache_show(struct quern_context *ctx, const char *prefix, quern_cache_visit *visit,
                      void *user)
 {
-    struct listing listing = { visit, user, 0 };
+    struct listing listing = { visit, user, 0, 0 };
     if (!prefix || !*prefix || strspn(prefix, "0123456789abcdef") != strlen(prefix))
         return qn_fail(ctx, QUERN_INVALID, "key=%s: must be hexadecimal digits (quern cache ls)",
                        prefix ? prefix : "NULL");

@@ -51,7 +51,8 @@ int qn_measure_batch(struct qn_workset *set, const struct quern_kernel *kernel, 
 {
     while (count > 0 && samples->count < QN_MAX_SAMPLES) {
         int room = QN_MAX_SAMPLES - samples->count;
-        int batch = count < set->copies ? count : set->copies;
+        int batch = qn_workset_batch(set);
+        batch = batch < count ? batch : count;
         batch = batch < room ? batch : room;
         for (int i = 0; i < batch; i++)
             QN_TRY(qn_workset_restore(set, (set->next + i) % set->copies, why));

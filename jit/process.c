@@ -14,13 +14,13 @@
  * 4. The child is reaped, unless the host did it first.
  *
  * Invariants: whatever happens the child is dead and reaped on return; every descriptor is
- * close-on-exec from birth, so that two threads doing this at once do not give each other's pipes to
- * their children; nothing is written to any file system; the host's signal dispositions, mask and
- * working directory are as before.
+ * close-on-exec from birth, so that two threads doing this at once do not give each other's pipes
+ * to their children; nothing is written to any file system; the host's signal dispositions, mask
+ * and working directory are as before.
  *
  * The child is in a process group of its own, for the time limit to reach what it started, and gets
  * SIGKILL when the calling *thread* dies, which is when the host is killed, since that thread waits
- * here. What the child itself started does not get it; a wrapper script should `exec` the compiler. */
+ * here. What the child itself started does not get it: a wrapper script should exec its program. */
 #define _GNU_SOURCE
 #include "jit/process.h"
 

@@ -32,8 +32,8 @@ struct qn_process_result {
     size_t log_bytes;
 };
 
-/* 0, or the errno that kept it from running (ENOENT, EACCES, ENOMEM, ...): then *result is untouched.
- * Any number of threads may call it; the calling thread must not be cancelled inside. */
+/* 0, or the errno that kept it from running (ENOENT, EACCES, ENOMEM, ...): then *result is
+ * untouched. Any number of threads may call it; the caller must not be cancelled inside. */
 int qn_process_run(const struct qn_process_request *request, struct qn_process_result *result);
 void qn_process_result_fini(struct qn_process_result *result);
 

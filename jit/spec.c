@@ -54,6 +54,16 @@ static int word_index(const char *list, const char *word, size_t length)
     return -1;
 }
 
+static int word_count(const char *list)
+{
+    int count = 0;
+    for (const char *p = list; *p; count++) {
+        p += strcspn(p, " ");
+        p += strspn(p, " ");
+    }
+    return count;
+}
+
 static void word_at(const char *list, int64_t index, char *word, size_t bytes)
 {
     const char *p = list;
@@ -155,10 +165,20 @@ void qn_value_text(const struct quern_param *param, int64_t value, bool is_key, 
     }
 }
 
+/* The value of a CHOICE or DTYPE is one of its words. On the path of every call: no text is made. */
+static bool is_word(const struct quern_param *param, int64_t value)
+{
+    if (param->kind == QUERN_CHOICE)
+        return value >= 0 && value < word_count(param->domain);
+    if (value < 0 || value >= QUERN_DTYPE_COUNT)
+        return false;
+    const char *name = quern_dtype_name((int)value);
+    return word_index(param->domain, name, strlen(name)) >= 0;
+}
+
 /* The value lies in the parameter's domain, however it got there. */
 static int check_domain(const struct quern_param *param, int64_t value, struct quern_message *why)
 {
-    char word[64];
     switch (param->kind) {
     case QUERN_SIZE:
         if (value == QUERN_REQUIRED)
@@ -180,10 +200,7 @@ static int check_domain(const struct quern_param *param, int64_t value, struct q
     case QUERN_DTYPE:
         break;
     }
-    qn_value_text(param, value, false, word, sizeof(word));
-    int index = word_index(param->domain, word, strlen(word));
-    int meant = param->kind == QUERN_DTYPE ? dtype_find(word, strlen(word)) : index;
-    if (index < 0 || meant != value)
+    if (!is_word(param, value))
         return quern_refuse(why, "%s=%lld: must be one of: %s", param->name, (long long)value,
                             param->domain);
     return QUERN_OK;

@@ -1,4 +1,4 @@
-/* The text of a target and back: "cpu:x86-64-v4+bf16+vnni+amx", "cpu:aarch64", "sm_80", "sm_90a". */
+/* A target's text and back: "cpu:x86-64-v4+bf16+vnni+amx", "cpu:aarch64", "sm_80", "sm_90a". */
 #ifndef QN_TARGET_H
 #define QN_TARGET_H
 

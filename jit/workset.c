@@ -349,6 +349,15 @@ int qn_workset_restore(struct qn_workset *set, int copy, struct quern_message *w
     return QUERN_OK;
 }
 
+int qn_workset_batch(const struct qn_workset *set)
+{
+    for (int r = 0; r < set->map->count; r++) {
+        if (set->saved[r])
+            return 1;
+    }
+    return set->copies;
+}
+
 int qn_workset_workspace(struct qn_workset *set, size_t bytes, struct quern_message *why)
 {
     size_t needed = bytes + 2 * QN_GUARD_BYTES;

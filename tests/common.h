@@ -21,7 +21,8 @@
 void common_assert_refused(struct quern_context *ctx, int got, int status, const char *text,
                            const char *expression);
 
-/* QUERN_TEST_SEED, else a fresh one; printed, so that a failure can be repeated. */
+/* QUERN_TEST_SEED, else a fresh one: the same throughout the process, and printed, so that a failure
+ * can be repeated. */
 uint64_t common_seed(void);
 uint64_t common_random(uint64_t *state);
 int64_t common_between(uint64_t *state, int64_t least, int64_t most);

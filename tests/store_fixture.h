@@ -1,7 +1,8 @@
-/* For the suites of the store: a folder a case, random rows, processes, and files seen from outside.
+/* For the suites of the store: a folder a case, random rows, processes, and files seen from
+ * outside.
  *
- * Each case runs in a folder of its own, in a process of its own. Data is random and new in every run;
- * the seed is printed, and QUERN_TEST_SEED repeats it.
+ * Each case runs in a folder of its own, in a process of its own. Data is random and new in every
+ * run; the seed is printed, and QUERN_TEST_SEED repeats it.
  */
 #ifndef QT_STORE_FIXTURE_H
 #define QT_STORE_FIXTURE_H

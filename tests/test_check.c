@@ -539,8 +539,7 @@ START_TEST(verify_runs_a_kernel_on_the_callers_arrays)
         struct quern_kernel *kernel;
         struct common_arrays set;
         struct quern_check check;
-        common_arrays_init(&set, ctx, &spec, 0, common_seed());
-        common_arrays_save(&set);
+        common_arrays_init(&set, ctx, &spec, (struct common_layout){ 0, 0 }, common_seed());
         request.spec = &spec;
         request.arrays = set.arrays;
         assert_ok(ctx, quern_prepare(ctx, &request, &kernel));

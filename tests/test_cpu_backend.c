@@ -4,32 +4,23 @@
  * wants crashes contained forks a child itself, before this process has loaded either. */
 #define _GNU_SOURCE
 #include <check.h>
-#include <elf.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/random.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "jit/backend.h"
-#include "jit/cpu/clang.h"
 #include "jit/cpu/cpu.h"
 #include "jit/target.h"
+#include "tests/cpu_object.h"
 
 static const struct qn_backend *const cpu = &qn_backend_cpu;
 
 /* ---- Setting up ---------------------------------------------------------------------------- */
-
-static unsigned dice(void)
-{
-    unsigned value;
-    ck_assert_int_eq(getrandom(&value, sizeof value, 0), sizeof value);
-    return value;
-}
 
 /* ThreadSanitizer cannot see libgomp's barriers and would call them races: one thread under it. */
 #ifdef __SANITIZE_THREAD__
@@ -57,35 +48,6 @@ static struct quern_target host_target(const struct qn_device *device)
     return target;
 }
 
-struct blob {
-    unsigned char *data;
-    size_t bytes;
-};
-
-/* What clang makes of the source, unchecked: also what the backend would refuse to hand out. */
-static struct blob object_for(const struct quern_target *target, const char *source)
-{
-    const struct qn_backend_options none = { 0 };
-    char options[512];
-    struct qn_compile_request request = { .source = source,
-                                          .source_bytes = strlen(source),
-                                          .target = target,
-                                          .options = options,
-                                          .timeout_s = 30 };
-    struct qn_compile_result result;
-    struct quern_message why = { "" };
-    struct qn_clang clang;
-
-    cpu->options(target, options, sizeof options);
-    ck_assert_int_eq(qn_clang_init(&clang, &none, &why), 0);
-    int status = qn_clang_compile(&clang, &request, &result, &why);
-    ck_assert_msg(!status, "%s", why.text);
-    qn_clang_fini(&clang);
-    free(result.log);
-    free(result.report);
-    return (struct blob){ result.blob, result.blob_bytes };
-}
-
 /* A kernel loaded from source, and a one-step plan around it. */
 struct loaded {
     struct qn_module *module;
@@ -97,7 +59,7 @@ struct loaded {
 static struct loaded *load(struct qn_device *device, const char *source, const char *entry)
 {
     struct quern_target target = host_target(device);
-    struct blob blob = object_for(&target, source);
+    struct cpu_object blob = cpu_object_make(&target, source);
     struct loaded *loaded = aligned_alloc(64, (sizeof *loaded + 63) / 64 * 64);
     struct quern_message why = { "" };
 
@@ -132,7 +94,7 @@ static void unload(struct qn_device *device, struct loaded *loaded)
 static void expect_refused(struct qn_device *device, const char *source, const char *reason)
 {
     struct quern_target target = host_target(device);
-    struct blob blob = object_for(&target, source);
+    struct cpu_object blob = cpu_object_make(&target, source);
     char options[512];
     struct qn_compile_request request = { .source = source,
                                           .source_bytes = strlen(source),
@@ -179,9 +141,9 @@ START_TEST(a_kernel_compiled_and_loaded_computes)
     struct axpy arguments = { y, x, 1.5f, N };
 
     for (int i = 0; i < N + GUARD; i++)
-        expected[i] = y[i] = (float)dice() / 4e9f - 0.5f;
+        expected[i] = y[i] = (float)cpu_object_dice() / 4e9f - 0.5f;
     for (int i = 0; i < N; i++) {
-        x[i] = (float)(dice() % 1024) / 1024;
+        x[i] = (float)(cpu_object_dice() % 1024) / 1024;
         expected[i] = __builtin_fmaf(1.5f, x[i], expected[i]);
     }
     RUN(device, loaded, arguments, (N + 63) / 64, 1, 1, QN_GRID_PARALLEL);
@@ -212,7 +174,7 @@ START_TEST(memcpy_and_memset_are_provided)
     struct copy_args arguments = { to, from, sizeof from };
 
     for (size_t i = 0; i < sizeof from; i++)
-        from[i] = (unsigned char)dice();
+        from[i] = (unsigned char)cpu_object_dice();
     memset(to, 0xa5, sizeof to);
     RUN(device, loaded, arguments, 1, 1, 1, QN_GRID_PARALLEL);
     ck_assert_mem_eq(to, from, sizeof from);
@@ -254,7 +216,7 @@ START_TEST(two_modules_with_one_name_do_not_meet_and_namespaces_are_reused)
         struct loaded *loaded[3];
         unsigned numbers[3];
         for (int i = 0; i < 3; i++) {
-            numbers[i] = dice();
+            numbers[i] = cpu_object_dice();
             snprintf(source, sizeof source,
                      "void k(const void *p, unsigned x, unsigned y, unsigned z)\n"
                      "{ **(unsigned *const *)p = %uu; }",
@@ -274,7 +236,7 @@ END_TEST
 
 static void *load_and_run(void *device)
 {
-    unsigned value = 0, number = dice(), *arguments[1] = { &value };
+    unsigned value = 0, number = cpu_object_dice(), *arguments[1] = { &value };
     char source[160];
 
     snprintf(source, sizeof source,
@@ -363,8 +325,8 @@ START_TEST(amx_tiles_multiply_where_the_target_says_so)
     }
     for (int i = 0; i < 16; i++)
         for (int j = 0; j < 32; j++) {
-            a[i][j] = (int)(dice() % 31) - 15;
-            b[j][i] = (int)(dice() % 31) - 15;
+            a[i][j] = (int)(cpu_object_dice() % 31) - 15;
+            b[j][i] = (int)(cpu_object_dice() % 31) - 15;
             packed_a[i][j] = bf16_of(a[i][j]);
             packed_b[j / 2][i][j % 2] = bf16_of(b[j][i]);
         }
@@ -402,7 +364,8 @@ START_TEST(forward_and_reverse_are_such_and_parallel_runs_each_block_once)
     struct loaded *loaded = load(device, trace_source, "k");
 
     for (int round = 0; round < 30; round++) {
-        unsigned gx = 1 + dice() % 9, gy = 1 + dice() % 5, gz = 1 + dice() % 4, next = 0;
+        unsigned gx = 1 + cpu_object_dice() % 9, gy = 1 + cpu_object_dice() % 5,
+                 gz = 1 + cpu_object_dice() % 4, next = 0;
         unsigned count = gx * gy * gz, blocks[180][3], seen[180] = { 0 };
         enum qn_grid_order order = (enum qn_grid_order)(round % 3);
         struct trace arguments = { &next, blocks };
@@ -497,7 +460,7 @@ START_TEST(steps_run_in_order_and_a_memset_step_sets_zero)
     struct quern_message why;
 
     for (int i = 0; i < 200; i++)
-        x[i] = (float)(dice() % 100 + 1), y[i] = (float)dice();
+        x[i] = (float)(cpu_object_dice() % 100 + 1), y[i] = (float)cpu_object_dice();
     y[200] = last;
     /* y += 2x; y = 0; y += 2x */
     loaded->plan.step_count = 3;
@@ -595,7 +558,7 @@ START_TEST(an_object_for_another_machine_is_never_loaded)
     there.cpu_arch = !here.cpu_arch;
     there.cpu_features = 0;
     there.cpu_level = there.cpu_arch ? 0 : 1;
-    struct blob blob = object_for(&there, axpy_source);
+    struct cpu_object blob = cpu_object_make(&there, axpy_source);
     ck_assert_int_eq(cpu->load(device, &there, blob.data, blob.bytes, &module, &why), QUERN_LOAD);
     ck_assert_ptr_nonnull(strstr(why.text, "another architecture"));
     /* Also when it claims to be ours. */
@@ -604,29 +567,6 @@ START_TEST(an_object_for_another_machine_is_never_loaded)
     ck_assert_ptr_null(module);
     free(blob.data);
     cpu->close(device);
-}
-END_TEST
-
-START_TEST(every_target_compiles_here_and_passes_the_check)
-{
-    static const char *const texts[] = { "cpu:x86-64-v1",
-                                         "cpu:x86-64-v2",
-                                         "cpu:x86-64-v3",
-                                         "cpu:x86-64-v4",
-                                         "cpu:x86-64-v4+bf16+vnni+amx",
-                                         "cpu:aarch64" };
-
-    for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
-        struct quern_target target;
-        struct quern_message why = { "" };
-        const char *function = NULL;
-        ck_assert_int_eq(qn_target_parse(texts[i], &target, &why), 0);
-        struct blob blob = object_for(&target, axpy_source);
-        ck_assert_msg(!qn_elf_check(blob.data, blob.bytes, &target, &function, &why), "%s: %s",
-                      texts[i], why.text);
-        ck_assert_str_eq(function, "axpy");
-        free(blob.data);
-    }
 }
 END_TEST
 
@@ -650,203 +590,9 @@ END_TEST
 
 /* ---- Damage -------------------------------------------------------------------------------- */
 
-/* Something of everything an object may have: code, tables of pointers, constants, zeros, calls. */
-static const char varied_source[] =
-    "static int counter; int shared = 5; const float table[5] = { 1, 2, 3, 4, 5 };\n"
-    "static const float *const rows[2] = { table, table + 2 };\n"
-    "struct args { float *x; long n; char c[300]; };\n"
-    "__attribute__((noinline)) void helper(float *x, long n)\n"
-    "{ __builtin_memset(x, 0, n); }\n"
-    "void k(const void *p, unsigned x, unsigned y, unsigned z)\n"
-    "{ const struct args *g = p; struct args b = *g; b.c[x] = 1;\n"
-    "  for (long i = 0; i < b.n; i++) b.x[i] *= rows[y & 1][x % 3] + b.c[y];\n"
-    "  counter += shared++; helper(b.x, counter);\n"
-    "  switch (z) { case 0: b.x[0] = 1; break; case 1: b.x[3] = 4; break; case 2: b.x[9] = 3;\n"
-    "  break; case 3: b.x[5] = 7; break; case 4: b.x[1] = 2; } }\n";
-
-/* A copy of the first `bytes` of a blob that ends where readable memory ends. */
-struct fenced {
-    unsigned char *pages, *data;
-    size_t page_bytes;
-};
-
-static struct fenced fence(const struct blob *blob, size_t bytes)
-{
-    size_t page = (size_t)sysconf(_SC_PAGESIZE), used = (bytes + page - 1) / page * page;
-    struct fenced fenced = { .page_bytes = used + page };
-
-    fenced.pages =
-        mmap(NULL, fenced.page_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    ck_assert(fenced.pages != MAP_FAILED);
-    ck_assert_int_eq(mprotect(fenced.pages + used, page, PROT_NONE), 0);
-    fenced.data = fenced.pages + used - bytes;
-    memcpy(fenced.data, blob->data, bytes);
-    return fenced;
-}
-
-/* One to four random changes, most of them in the tables, where the structure is. */
-static void damage(unsigned char *data, size_t bytes, unsigned *state)
-{
-    int changes = 1 + rand_r(state) % 4;
-
-    while (changes--) {
-        size_t at = (size_t)rand_r(state) % bytes;
-        if (rand_r(state) % 2)
-            at = bytes - 1 - at % (bytes / 2); /* symbols, relocations, section headers */
-        switch (rand_r(state) % 3) {
-        case 0:
-            data[at] ^= (unsigned char)(1 << rand_r(state) % 8);
-            break;
-        case 1:
-            data[at] = (unsigned char)rand_r(state);
-            break;
-        default:
-            data[at] = rand_r(state) % 2 ? 0xff : 0;
-        }
-    }
-}
-
-START_TEST(damaged_objects_are_checked_without_a_read_out_of_bounds)
-{
-    struct quern_target target = { .cpu_level = 3 };
-    struct blob blob = object_for(&target, varied_source);
-    struct quern_message why;
-    const char *function;
-    unsigned state = dice();
-    int refused = 0;
-
-    ck_assert_int_eq(qn_elf_check(blob.data, blob.bytes, &target, &function, &why), 0);
-    for (int i = 0; i < 4000; i++) {
-        struct fenced copy = fence(&blob, blob.bytes);
-        damage(copy.data, blob.bytes, &state);
-        refused += qn_elf_check(copy.data, blob.bytes, &target, &function, &why) != 0;
-        munmap(copy.pages, copy.page_bytes);
-    }
-    ck_assert_int_gt(refused, 400); /* most changes to code and names are harmless */
-    for (size_t bytes = 0; bytes < blob.bytes; bytes += 1 + bytes / 40) {
-        struct fenced copy = fence(&blob, bytes);
-        ck_assert_int_eq(qn_elf_check(copy.data, bytes, &target, &function, &why), QUERN_LOAD);
-        ck_assert_ptr_eq(strstr(why.text, "artifact is damaged: "), why.text);
-        munmap(copy.pages, copy.page_bytes);
-    }
-    free(blob.data);
-}
-END_TEST
-
-static Elf64_Shdr *section_of(const struct blob *blob, unsigned type)
-{
-    Elf64_Ehdr *header = (Elf64_Ehdr *)blob->data;
-    Elf64_Shdr *sections = (Elf64_Shdr *)(blob->data + header->e_shoff);
-
-    for (unsigned i = 1; i < header->e_shnum; i++)
-        if (sections[i].sh_type == type && (type != SHT_PROGBITS || sections[i].sh_size))
-            return &sections[i];
-    ck_abort_msg("no section of type %u", type);
-}
-
-/* The last global symbol that is defined: their records come last. */
-static Elf64_Sym *definition_of(const struct blob *blob)
-{
-    const Elf64_Shdr *table = section_of(blob, SHT_SYMTAB);
-    Elf64_Sym *symbol = (Elf64_Sym *)(blob->data + table->sh_offset + table->sh_size);
-
-    while (!(--symbol)->st_shndx)
-        ;
-    return symbol;
-}
-
-static Elf64_Rela *relocation_of(const struct blob *blob)
-{
-    return (Elf64_Rela *)(blob->data + section_of(blob, SHT_RELA)->sh_offset);
-}
-
-/* Tell lie number `which` about the object's structure; what must be said of it, NULL past the last. */
-static const char *lie(const struct blob *blob, int which)
-{
-    Elf64_Ehdr *header = (Elf64_Ehdr *)blob->data;
-    Elf64_Shdr *code = section_of(blob, SHT_PROGBITS), *zeros = section_of(blob, SHT_NOBITS);
-    Elf64_Shdr *symbols = section_of(blob, SHT_SYMTAB), *relocations = section_of(blob, SHT_RELA);
-    Elf64_Shdr *strings = section_of(blob, SHT_STRTAB);
-
-#define LIE(statement, reason)                                                                     \
-    if (!which--) {                                                                                \
-        statement;                                                                                 \
-        return reason;                                                                             \
-    }
-    LIE(header->e_type = ET_DYN, "is not a relocatable")
-    LIE(header->e_shoff = UINT64_MAX - 63, "section table is outside")
-    LIE(header->e_shnum = 0, "section table is outside")
-    LIE(header->e_shnum = 0xfe00, "section table is outside")
-    LIE(header->e_shstrndx = header->e_shnum, "no section names")
-    LIE(header->e_flags = 1, "header is not a compiler's")
-    LIE(blob->data[strings->sh_offset + strings->sh_size - 1] = 'x', "does not end")
-    LIE(blob->data[strings->sh_offset + 1] = '\n', "no readable name")
-    LIE(strings->sh_size = 0, "does not end")
-    LIE(strings->sh_offset = UINT64_MAX, "does not end")
-    LIE(code->sh_flags |= SHF_WRITE, "both writable and executable")
-    LIE(code->sh_flags |= SHF_COMPRESSED, "flags 0x")
-    LIE(code->sh_flags |= SHF_TLS, "no thread-local data")
-    LIE(code->sh_type = SHT_INIT_ARRAY, "no constructors")
-    LIE(code->sh_type = SHT_DYNAMIC, "type 0x6")
-    LIE(code->sh_addralign = 24, "alignment=24")
-    LIE(code->sh_addralign = 8192, "alignment=8192")
-    LIE(code->sh_addr = 4096, "has an address")
-    LIE(code->sh_size = UINT64_MAX, "outside the file")
-    LIE(code->sh_name = UINT32_MAX, "no readable name")
-    LIE(zeros->sh_size = UINT64_C(1) << 40, "over 256 MiB")
-    LIE(zeros->sh_type = SHT_SYMTAB, "a table may not be loaded")
-    LIE(symbols->sh_entsize = 8, "broken records")
-    LIE(symbols->sh_type = SHT_NOTE, "no symbols")
-    LIE(symbols->sh_link = header->e_shnum, "no symbols")
-    LIE(symbols->sh_info++, "out of order")
-    LIE(definition_of(blob)->st_size = UINT64_MAX, "outside its section")
-    LIE(definition_of(blob)->st_value = 1 << 20, "outside its section")
-    LIE(definition_of(blob)->st_shndx = SHN_COMMON, "is in no section")
-    LIE(definition_of(blob)->st_shndx = header->e_shnum, "is in no section")
-    LIE(definition_of(blob)->st_shndx = SHN_UNDEF, "imports symbol=")
-    LIE(definition_of(blob)->st_info = ELF64_ST_INFO(STB_GLOBAL, STT_TLS), "thread-local")
-    LIE(definition_of(blob)->st_info = ELF64_ST_INFO(STB_GLOBAL, STT_GNU_IFUNC), "type 10")
-    LIE(definition_of(blob)->st_name = UINT32_MAX, "no readable name")
-    LIE(relocations->sh_link = 0, "of no section")
-    LIE(relocations->sh_info = header->e_shnum, "of no section")
-    LIE(relocations->sh_info = 0, "not loaded")
-    LIE(relocations->sh_size -= 8, "broken records")
-    LIE(relocation_of(blob)->r_offset = code->sh_size - 1, "outside its section")
-    LIE(relocation_of(blob)->r_offset = UINT64_MAX, "outside its section")
-    LIE(relocation_of(blob)->r_info |= UINT64_C(0xffffff) << 32, "against no symbol")
-    LIE(relocation_of(blob)->r_info |= 0xfff, "this kind is not allowed")
-#undef LIE
-    return NULL;
-}
-
-START_TEST(every_lie_about_the_structure_is_refused_in_its_own_words)
-{
-    struct quern_target target = { .cpu_level = 3 };
-    struct blob blob = object_for(&target, varied_source);
-    int count = 0;
-
-    for (const char *reason = "";; count++) {
-        struct quern_message why = { "" };
-        const char *function = NULL;
-        struct blob copy = { aligned_alloc(64, (blob.bytes + 63) / 64 * 64), blob.bytes };
-        memcpy(copy.data, blob.data, blob.bytes);
-        if (!(reason = lie(&copy, count))) {
-            free(copy.data);
-            break;
-        }
-        ck_assert_msg(qn_elf_check(copy.data, copy.bytes, &target, &function, &why) == QUERN_LOAD,
-                      "lie %d, %s", count, reason);
-        ck_assert_msg(strstr(why.text, reason) != NULL, "lie %d, %s: %s", count, reason, why.text);
-        ck_assert_ptr_null(function);
-        free(copy.data);
-    }
-    ck_assert_int_gt(count, 40);
-    free(blob.data);
-}
-END_TEST
-
 /* In a child: load damaged objects until done or dead; *round says how far it came. */
-static void load_damaged(const struct blob *blob, unsigned seed, int rounds, atomic_int *round)
+static void load_damaged(const struct cpu_object *blob, unsigned seed, int rounds,
+                         atomic_int *round)
 {
     struct qn_device *device = device_open(1);
     struct quern_target target = host_target(device);
@@ -857,7 +603,7 @@ static void load_damaged(const struct blob *blob, unsigned seed, int rounds, ato
         struct quern_message why;
         unsigned state = seed + (unsigned)atomic_load(round);
         memcpy(copy, blob->data, blob->bytes);
-        damage(copy, blob->bytes, &state);
+        cpu_object_damage(copy, blob->bytes, &state);
         if (!cpu->load(device, &target, copy, blob->bytes, &module, &why))
             cpu->unload(device, module);
         else if (!why.text[0] || strchr(why.text, '\n'))
@@ -876,14 +622,14 @@ START_TEST(damaged_objects_never_crash_the_linker)
     struct quern_target target = { .cpu_level = 1 };
     atomic_int *round =
         mmap(NULL, sizeof *round, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    unsigned seed = dice();
+    unsigned seed = cpu_object_dice();
     int status;
 
 #ifdef __aarch64__
     target = (struct quern_target){ .cpu_arch = 1 };
 #endif
     ck_assert(round != MAP_FAILED);
-    struct blob blob = object_for(&target, varied_source);
+    struct cpu_object blob = cpu_object_make(&target, cpu_object_varied_source);
     pid_t pid = fork();
     if (!pid)
         load_damaged(&blob, seed, ROUNDS, round);
@@ -893,28 +639,6 @@ START_TEST(damaged_objects_never_crash_the_linker)
     ck_assert_int_eq(atomic_load(round), ROUNDS);
     munmap(round, sizeof *round);
     free(blob.data);
-}
-END_TEST
-
-START_TEST(garbage_is_refused)
-{
-    struct qn_device *device = device_open(1);
-    struct quern_target target = host_target(device);
-    struct qn_module *module = NULL;
-    struct quern_message why;
-    unsigned char garbage[4096];
-
-    for (int i = 0; i < 100; i++) {
-        ck_assert_int_eq(getrandom(garbage, sizeof garbage, 0), sizeof garbage);
-        if (i % 2)
-            memcpy(garbage, "\177ELF\2\1\1", 7);
-        ck_assert_int_eq(
-            cpu->load(device, &target, garbage, dice() % sizeof garbage, &module, &why),
-            QUERN_LOAD);
-        ck_assert_ptr_eq(strstr(why.text, "artifact "), why.text);
-    }
-    ck_assert_ptr_null(module);
-    cpu->close(device);
 }
 END_TEST
 
@@ -992,7 +716,7 @@ START_TEST(memory_is_aligned_and_holds_what_is_put_there)
         unsigned char *data = cpu->alloc(device, bytes, NULL), *back = malloc(bytes + 1);
         ck_assert_ptr_nonnull(data);
         ck_assert_uint_eq((uintptr_t)data % (bytes >= 1 << 20 ? 4096 : 256), 0);
-        int byte = (int)(dice() % 256);
+        int byte = (int)(cpu_object_dice() % 256);
         ck_assert_int_eq(cpu->fill(device, data, byte, bytes, NULL), 0);
         ck_assert_int_eq(cpu->copy(device, back, data, bytes, NULL), 0);
         for (size_t k = 0; k < bytes; k++)
@@ -1068,8 +792,6 @@ int main(void)
 
     /* First: it forks, and what follows starts threads. */
     tcase_add_test(cases, damaged_objects_never_crash_the_linker);
-    tcase_add_test(cases, damaged_objects_are_checked_without_a_read_out_of_bounds);
-    tcase_add_test(cases, every_lie_about_the_structure_is_refused_in_its_own_words);
     tcase_add_test(cases, a_kernel_compiled_and_loaded_computes);
     tcase_add_test(cases, memcpy_and_memset_are_provided);
     tcase_add_test(cases, constants_tables_and_static_data_are_linked);
@@ -1084,9 +806,7 @@ int main(void)
     tcase_add_test(cases, imports_thread_locals_and_constructors_are_refused);
     tcase_add_test(cases, targets_that_this_machine_lacks_are_refused);
     tcase_add_test(cases, an_object_for_another_machine_is_never_loaded);
-    tcase_add_test(cases, every_target_compiles_here_and_passes_the_check);
     tcase_add_test(cases, options_are_canonical_and_name_the_instruction_set);
-    tcase_add_test(cases, garbage_is_refused);
     tcase_add_test(cases, the_profile_is_stable_and_counts_the_threads);
     tcase_add_test(cases, memory_is_aligned_and_holds_what_is_put_there);
     tcase_add_test(cases, doctor_says_what_is_here_and_what_is_missing);

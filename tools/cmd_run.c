@@ -12,8 +12,8 @@
 #include "human.h"
 #include "json_out.h"
 
+#include <math.h>
 #include <stdio.h>
-#include <string.h>
 
 #define TIMING_US 200e3 /* how long to time for without --iters */
 #define MIN_ITERATIONS 3
@@ -77,9 +77,7 @@ static int time_calls(struct run *run)
 
     if (!code && !iterations && run->time.median_us < TIMING_US) {
         double fitting = TIMING_US / (run->time.median_us + 1);
-        code = measure(run, fitting < MIN_ITERATIONS   ? MIN_ITERATIONS
-                            : fitting > MAX_ITERATIONS ? MAX_ITERATIONS
-                                                       : (int)fitting);
+        code = measure(run, (int)fmin(fmax(fitting, MIN_ITERATIONS), MAX_ITERATIONS));
     }
     if (!code && run->time.median_us > 0) {
         run->tflops = run->time.flops / run->time.median_us * 1e-6;

@@ -2,7 +2,7 @@
 """Checks every #include of the tree against the layout that docs/ARCHITECTURE.md draws.
 
     tools, bench, examples -> include                       (and their own folder)
-    tests                  -> include, jit, cache, templates/*/*_cases.def
+    tests                  -> include, jit, cache, tools, templates/*/*_cases.def
     jit                    -> include, jit, cache           jit/cpu and jit/cuda: not each other;
                                                             the rest of jit: neither of them
     templates, host code   -> include, its own folder, templates/common
@@ -103,7 +103,7 @@ def allows_inside(includer, target):
         backends = [b for b in ("jit/cpu", "jit/cuda") if not under(includer, b)]
         return under(target, "include", "jit", "cache") and not under(target, *backends)
     if folder == "tests":
-        return under(target, "include", "generated", "jit", "cache", "tests") or (
+        return under(target, "include", "generated", "jit", "cache", "tools", "tests") or (
             target.endswith("_cases.def"))
     if folder in ("cache", "include"):
         return under(target, folder)

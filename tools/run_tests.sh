@@ -10,6 +10,7 @@ set -u
 build=$(realpath "$1")
 shift
 cd "$(dirname "$0")/.." || exit 1
+unset QUERN_MODE QUERN_LOG QUERN_TEMPLATES QUERN_CHECK # what a user may have set is not under test
 
 results=$(mktemp -d)
 trap 'rm -rf "$results"' EXIT

@@ -6,9 +6,9 @@
  *     compile   find, identity (is it new enough?), run, judge
  *
  * Invariants: no file is written; nothing but the compiler, the source and the options decides the
- * object: the child gets four variables of our environment and works in "/", and configuration files
- * are off. The lock is never held while a kernel compiles, so that compilations run side by side;
- * it is held over --version, so that many threads at start run it once.
+ * object: the child gets four variables of our environment and works in "/", and configuration
+ * files are off. The lock is never held while a kernel compiles, so that compilations run side by
+ * side; it is held over --version, so that many threads at start run it once.
  *
  * A subprocess and not libclang: the front end is not safe to call from many threads, leaks, and
  * takes the host with it when it crashes. This costs 10 ms a compilation.
@@ -181,6 +181,7 @@ static int run(const struct qn_clang *clang, const struct qn_process_request *re
                struct qn_process_result *result, struct quern_message *why)
 {
     struct qn_process_request full = *request;
+    char text[128];
 
     full.environment = clang->environment;
     int error = qn_process_run(&full, result);
@@ -190,9 +191,9 @@ static int run(const struct qn_clang *clang, const struct qn_process_request *re
         return QN_CPU_FAIL(NO_MEMORY, why, "clang=%s: out of memory", request->path);
     if (error == ENOENT || error == EACCES || error == ENOEXEC)
         return QN_CPU_FAIL(NO_COMPILER, why, "clang=%s: cannot be run: %s; " HOW_TO_GET,
-                           request->path, strerrordesc_np(error));
+                           request->path, strerror_r(error, text, sizeof text));
     return QN_CPU_FAIL(COMPILE, why, "clang=%s: cannot be started: %s", request->path,
-                       strerrordesc_np(error));
+                       strerror_r(error, text, sizeof text));
 }
 
 /* Ways to end that are the same whatever it was run for. */
@@ -273,7 +274,8 @@ static int check_version(const char *path, const char *identity, struct quern_me
     return 0;
 }
 
-/* Makes clang->identity that of `path`, from the cheapest source that knows. The lock is held. */
+/* Makes clang->identity that of `path`, which may be used, from the cheapest source that knows. The
+ * lock is held. */
 static int identify(struct qn_clang *clang, const char *path, struct quern_message *why)
 {
     const struct qn_backend_options *facts = &clang->options;
@@ -286,7 +288,9 @@ static int identify(struct qn_clang *clang, const char *path, struct quern_messa
         goto out;
     if (facts->fact_find)
         identity = facts->fact_find(facts->user, name);
-    if (!identity) {
+    if (!identity || check_version(path, identity, why)) { /* a damaged fact is no fact */
+        free(identity);
+        identity = NULL;
         if ((status = ask_version(clang, path, &identity, why)) ||
             (status = check_version(path, identity, why)))
             goto out;
@@ -311,8 +315,6 @@ static int identity_of(struct qn_clang *clang, const char *path, char *identity,
     pthread_mutex_lock(&clang->lock);
     int status = identify(clang, path, why);
     if (!status)
-        status = check_version(path, clang->identity, why);
-    if (!status)
         snprintf(identity, bytes, "%s", clang->identity);
     pthread_mutex_unlock(&clang->lock);
     return status;
@@ -333,8 +335,8 @@ int qn_clang_identity(struct qn_clang *clang, char *identity, size_t bytes,
 
 /* ---- Compile ------------------------------------------------------------------------------- */
 
-/* The command line: what is always there, then the blank-separated options. One allocation holds the
- * pointers and, behind them, the words. */
+/* The command line: what is always there, then the blank-separated options. One allocation holds
+ * the pointers and, behind them, the words. */
 static char **argv_make(const char *path, const char *options)
 {
     static const char *const always[] = {
@@ -376,8 +378,8 @@ static int is_elf(const struct qn_process_result *result)
     return result->output_bytes > SELFMAG && !memcmp(result->output, ELFMAG, SELFMAG);
 }
 
-/* What came of it. With the exit status lost to the host, the object itself has to tell: clang writes
- * it last and in one go. */
+/* What came of it. With the exit status lost to the host, the object itself has to tell: clang
+ * writes it last and in one go. */
 static int judge(const struct qn_process_request *request, const struct qn_process_result *result,
                  struct quern_message *why)
 {

@@ -25,8 +25,8 @@ void qn_clang_fini(struct qn_clang *clang);
 /* The compiler's absolute path, malloc'ed. QUERN_NO_COMPILER says how to get one. */
 int qn_clang_find(const struct qn_clang *clang, char **path, struct quern_message *why);
 
-/* "Debian clang version 19.1.7 (3+b1)": no path in it. Runs `clang --version` only if a file of this
- * path, size and time of change has not been asked before, here or, by way of the facts, ever. */
+/* "Debian clang version 19.1.7 (3+b1)": no path in it. Runs `clang --version` only if a file of
+ * this path, size and time of change has not been asked before, here or, by the facts, ever. */
 int qn_clang_identity(struct qn_clang *clang, char *identity, size_t bytes,
                       struct quern_message *why);
 

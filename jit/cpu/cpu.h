@@ -9,8 +9,8 @@
 
 /* ---- cpu_target.c -------------------------------------------------------------------------- */
 
-/* What this processor and its kernel execute. Asks the kernel for the AMX tile registers, which holds
- * for the process from then on. */
+/* What this processor and its kernel execute. Asks the kernel for the AMX tile registers, which
+ * holds for the process from then on. */
 void qn_cpu_target_detect(struct quern_target *target);
 
 /* Name, caches; `threads` as cores. Equal on every run on the same machine with equal `threads`. */

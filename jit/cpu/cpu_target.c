@@ -5,8 +5,8 @@
  *            3  + AVX2, FMA, BMI, ...  amx: tiles with bf16 and int8
  *
  * A level counts only if the CPU has every instruction set of it (cpuid) and the kernel saves its
- * registers (xgetbv; for AMX also arch_prctl, which grants them to the process). Reading a flag alone
- * is how programs die of SIGILL under hypervisors that hide half of AVX-512.
+ * registers (xgetbv; for AMX also arch_prctl, which grants them to the process). Reading a flag
+ * alone is how programs die of SIGILL under hypervisors that hide half of AVX-512.
  *
  * The profile's name keys tuned configs: it is made of what decides speed and does not change from
  * run to run. Clock rates, load and memory in use are left out; the thread count is in. */
@@ -29,6 +29,8 @@
 #ifdef __x86_64__
 
 enum cpuid_register { EAX, EBX, ECX, EDX };
+/* Pages of cpuid. Each is read once: a hypervisor may take 10 us for it. */
+enum leaf { LEAF_1, LEAF_7, LEAF_7_1, LEAF_EXTENDED, LEAF_COUNT };
 enum {
     /* Bits of XCR0: register files that the kernel saves. */
     SAVES_YMM = 0x6,
@@ -42,99 +44,107 @@ enum {
 /* The instruction sets of the x86-64 psABI's levels 2 to 4, then of the features (level 0). */
 static const struct instruction_set {
     int level, feature;
-    unsigned leaf, subleaf;
+    enum leaf leaf;
     enum cpuid_register where;
     int bit;
 } instruction_sets[] = {
-    { 2, 0, 1, 0, ECX, 0 },               /* SSE3 */
-    { 2, 0, 1, 0, ECX, 9 },               /* SSSE3 */
-    { 2, 0, 1, 0, ECX, 13 },              /* CMPXCHG16B */
-    { 2, 0, 1, 0, ECX, 19 },              /* SSE4.1 */
-    { 2, 0, 1, 0, ECX, 20 },              /* SSE4.2 */
-    { 2, 0, 1, 0, ECX, 23 },              /* POPCNT */
-    { 2, 0, 0x80000001, 0, ECX, 0 },      /* LAHF */
-    { 3, 0, 1, 0, ECX, 12 },              /* FMA */
-    { 3, 0, 1, 0, ECX, 22 },              /* MOVBE */
-    { 3, 0, 1, 0, ECX, 27 },              /* OSXSAVE */
-    { 3, 0, 1, 0, ECX, 28 },              /* AVX */
-    { 3, 0, 1, 0, ECX, 29 },              /* F16C */
-    { 3, 0, 7, 0, EBX, 3 },               /* BMI1 */
-    { 3, 0, 7, 0, EBX, 5 },               /* AVX2 */
-    { 3, 0, 7, 0, EBX, 8 },               /* BMI2 */
-    { 3, 0, 0x80000001, 0, ECX, 5 },      /* LZCNT */
-    { 4, 0, 7, 0, EBX, 16 },              /* AVX512F */
-    { 4, 0, 7, 0, EBX, 17 },              /* AVX512DQ */
-    { 4, 0, 7, 0, EBX, 28 },              /* AVX512CD */
-    { 4, 0, 7, 0, EBX, 30 },              /* AVX512BW */
-    { 4, 0, 7, 0, EBX, 31 },              /* AVX512VL */
-    { 0, QUERN_CPU_VNNI, 7, 0, ECX, 11 }, /* AVX512_VNNI */
-    { 0, QUERN_CPU_BF16, 7, 1, EAX, 5 },  /* AVX512_BF16 */
-    { 0, QUERN_CPU_AMX, 7, 0, EDX, 22 },  /* AMX_BF16 */
-    { 0, QUERN_CPU_AMX, 7, 0, EDX, 24 },  /* AMX_TILE */
-    { 0, QUERN_CPU_AMX, 7, 0, EDX, 25 },  /* AMX_INT8 */
+    { 2, 0, LEAF_1, ECX, 0 },                /* SSE3 */
+    { 2, 0, LEAF_1, ECX, 9 },                /* SSSE3 */
+    { 2, 0, LEAF_1, ECX, 13 },               /* CMPXCHG16B */
+    { 2, 0, LEAF_1, ECX, 19 },               /* SSE4.1 */
+    { 2, 0, LEAF_1, ECX, 20 },               /* SSE4.2 */
+    { 2, 0, LEAF_1, ECX, 23 },               /* POPCNT */
+    { 2, 0, LEAF_EXTENDED, ECX, 0 },         /* LAHF */
+    { 3, 0, LEAF_1, ECX, 12 },               /* FMA */
+    { 3, 0, LEAF_1, ECX, 22 },               /* MOVBE */
+    { 3, 0, LEAF_1, ECX, 27 },               /* OSXSAVE */
+    { 3, 0, LEAF_1, ECX, 28 },               /* AVX */
+    { 3, 0, LEAF_1, ECX, 29 },               /* F16C */
+    { 3, 0, LEAF_7, EBX, 3 },                /* BMI1 */
+    { 3, 0, LEAF_7, EBX, 5 },                /* AVX2 */
+    { 3, 0, LEAF_7, EBX, 8 },                /* BMI2 */
+    { 3, 0, LEAF_EXTENDED, ECX, 5 },         /* LZCNT */
+    { 4, 0, LEAF_7, EBX, 16 },               /* AVX512F */
+    { 4, 0, LEAF_7, EBX, 17 },               /* AVX512DQ */
+    { 4, 0, LEAF_7, EBX, 28 },               /* AVX512CD */
+    { 4, 0, LEAF_7, EBX, 30 },               /* AVX512BW */
+    { 4, 0, LEAF_7, EBX, 31 },               /* AVX512VL */
+    { 0, QUERN_CPU_VNNI, LEAF_7, ECX, 11 },  /* AVX512_VNNI */
+    { 0, QUERN_CPU_BF16, LEAF_7_1, EAX, 5 }, /* AVX512_BF16 */
+    { 0, QUERN_CPU_AMX, LEAF_7, EDX, 22 },   /* AMX_BF16 */
+    { 0, QUERN_CPU_AMX, LEAF_7, EDX, 24 },   /* AMX_TILE */
+    { 0, QUERN_CPU_AMX, LEAF_7, EDX, 25 },   /* AMX_INT8 */
 };
 
-static int has_instruction_set(const struct instruction_set *set)
-{
-    unsigned registers[4];
+/* What cpuid says; a leaf that the CPU does not have is zero. */
+struct cpu {
+    unsigned leaves[LEAF_COUNT][4];
+    uint64_t saved; /* XCR0: which registers the kernel saves */
+};
 
-    if (!__get_cpuid_count(set->leaf, set->subleaf, &registers[EAX], &registers[EBX],
-                           &registers[ECX], &registers[EDX]))
-        return 0;
-    return registers[set->where] >> set->bit & 1;
+static void read_leaf(struct cpu *cpu, enum leaf leaf, unsigned number, unsigned page)
+{
+    unsigned *registers = cpu->leaves[leaf];
+
+    if (!__get_cpuid_count(number, page, &registers[EAX], &registers[EBX], &registers[ECX],
+                           &registers[EDX]))
+        memset(registers, 0, sizeof cpu->leaves[leaf]);
 }
 
-/* All of one level, or of one feature (with level 0). */
-static int has_all(int level, int feature)
+static void read_cpu(struct cpu *cpu)
 {
-    int has = 1;
+    unsigned low, high;
 
-    for (size_t i = 0; i < sizeof instruction_sets / sizeof instruction_sets[0] && has; i++)
-        if (instruction_sets[i].level == level && instruction_sets[i].feature == feature)
-            has = has_instruction_set(&instruction_sets[i]);
+    memset(cpu, 0, sizeof *cpu);
+    read_leaf(cpu, LEAF_1, 1, 0);
+    read_leaf(cpu, LEAF_7, 7, 0);
+    if (cpu->leaves[LEAF_7][EAX] >= 1)
+        read_leaf(cpu, LEAF_7_1, 7, 1);
+    read_leaf(cpu, LEAF_EXTENDED, 0x80000001, 0);
+    if (!(cpu->leaves[LEAF_1][ECX] >> 27 & 1)) /* OSXSAVE: without it, no xgetbv */
+        return;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    cpu->saved = (uint64_t)high << 32 | low;
+}
+
+/* All of one level, or of one feature (with level 0), and the registers that they need. */
+static int has_all(const struct cpu *cpu, int level, int feature, uint64_t needed)
+{
+    int has = (cpu->saved & needed) == needed;
+
+    for (size_t i = 0; i < sizeof instruction_sets / sizeof instruction_sets[0]; i++) {
+        const struct instruction_set *set = &instruction_sets[i];
+        if (set->level == level && set->feature == feature)
+            has &= cpu->leaves[set->leaf][set->where] >> set->bit & 1;
+    }
     return has;
 }
 
-/* XCR0. Only where OSXSAVE says that the instruction exists. */
-static uint64_t saved_registers(void)
+static int detect_level(const struct cpu *cpu)
 {
-    unsigned eax, ebx, ecx, edx, low, high;
-
-    if (!__get_cpuid(1, &eax, &ebx, &ecx, &edx) || !(ecx >> 27 & 1))
-        return 0;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return (uint64_t)high << 32 | low;
-}
-
-static int detect_level(uint64_t saved)
-{
-    if (!has_all(2, 0))
+    if (!has_all(cpu, 2, 0, 0))
         return 1;
-    if (!has_all(3, 0) || (saved & SAVES_YMM) != SAVES_YMM)
+    if (!has_all(cpu, 3, 0, SAVES_YMM))
         return 2;
-    return has_all(4, 0) && (saved & SAVES_ZMM) == SAVES_ZMM ? 4 : 3;
-}
-
-static int may_use_tiles(uint64_t saved)
-{
-    return has_all(0, QUERN_CPU_AMX) && (saved & SAVES_TILES) == SAVES_TILES &&
-           !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA);
+    return has_all(cpu, 4, 0, SAVES_ZMM) ? 4 : 3;
 }
 
 void qn_cpu_target_detect(struct quern_target *target)
 {
-    uint64_t saved = saved_registers();
+    struct cpu cpu;
 
+    read_cpu(&cpu);
     memset(target, 0, sizeof *target);
     target->kind = QUERN_CPU;
-    target->cpu_level = detect_level(saved);
+    target->cpu_level = detect_level(&cpu);
     if (target->cpu_level < 4)
         return;
-    if (has_all(0, QUERN_CPU_BF16))
+    if (has_all(&cpu, 0, QUERN_CPU_BF16, SAVES_ZMM))
         target->cpu_features |= QUERN_CPU_BF16;
-    if (has_all(0, QUERN_CPU_VNNI))
+    if (has_all(&cpu, 0, QUERN_CPU_VNNI, SAVES_ZMM))
         target->cpu_features |= QUERN_CPU_VNNI;
-    if (may_use_tiles(saved))
+    if (has_all(&cpu, 0, QUERN_CPU_AMX, SAVES_TILES) &&
+        !syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA))
         target->cpu_features |= QUERN_CPU_AMX;
 }
 
@@ -172,8 +182,8 @@ int qn_cpu_target_accepts(const struct quern_target *host, const struct quern_ta
 
 /* ---- The compiler's options ---------------------------------------------------------------- */
 
-/* -nostdlibinc: no header of the machine that compiles, so that the flattened source and the compiler
- * are all that the object depends on. */
+/* -nostdlibinc: no header of the machine that compiles, so that the flattened source and the
+ * compiler are all that the object depends on. */
 void qn_cpu_target_options(const struct quern_target *target, char *text, size_t bytes)
 {
     static const char common[] =

@@ -1,9 +1,8 @@
 /* What an object may contain before LLVM sees it.
  *
  * An artifact comes from a file that may be damaged or made by someone else. LLVM's linker trusts
- * much of what it reads: a relocation past its section is written where it says, an odd section type
- * can end the process. So everything that it will follow is bounded here, and only what our compile
- * options can produce is let through:
+ * much of what it reads: a relocation past its section is written where it says. So everything that
+ * it will follow is bounded here, and only what our compile options can produce is let through:
  *
  *     header -----> section table --+-- code, data, zeros     in the file; powers of two; W or X
  *                                   +-- one symbol table      names end; values within sections

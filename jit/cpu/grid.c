@@ -3,14 +3,14 @@
  *     index    0        1       ...   gx-1       gx      ...   gx*gy*gz-1
  *     block  (0,0,0) (1,0,0)       (gx-1,0,0) (0,1,0)        (gx-1,gy-1,gz-1)
  *
- *     PARALLEL  threads take the next index as they become free (blocks differ in work: causal rows,
- *               ragged tiles), so the order is whatever it comes to
+ *     PARALLEL  threads take the next index as they become free (blocks differ in work: causal
+ *               rows, ragged tiles), so the order is whatever it comes to
  *     FORWARD   one thread, 0 up;  REVERSE: one thread, down to 0
  *
- * Waking a team costs microseconds, more than a small block does, so one block, one thread, or a call
- * from inside someone's parallel region runs in the calling thread. The team is no larger than the
- * grid. libgomp keeps one team for each thread that calls: a host that launches from eight threads at
- * once has eight teams on the same cores and should open its devices with fewer threads.
+ * Waking a team costs microseconds, more than a small block does, so one block, one thread, or a
+ * call from inside someone's parallel region runs in the calling thread. The team is no larger than
+ * the grid. libgomp keeps one team for each thread that calls: a host that launches from eight
+ * threads at once has eight teams on the same cores and should open its devices with fewer threads.
  *
  * Writes of all blocks are visible to the caller on return (the region ends in a barrier). */
 #include <omp.h>

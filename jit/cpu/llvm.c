@@ -2,12 +2,13 @@
  *
  *     struct qn_llvm     one a device: the library's entry points and one LLJIT
  *       qn_module          one JITDylib (a namespace) and the tracker of what was linked into it
- *         puts nothing in    "memcpy", "memset": absolute symbols, the same in each
+ *         imports            "memcpy", "memset": absolute symbols, the same in each
  *       idle               modules that were unlinked; their JITDylib is used again
  *
- * 1. open: the first library of a list that has every entry point; its x86 or AArch64 target; an LLJIT.
- * 2. link: a JITDylib (an idle one, else a new one), the object under a fresh tracker, and one look-up,
- *    which makes the linker do its work.
+ * 1. open: the first library of a list that has every entry point; its x86 or AArch64 target; an
+ *    LLJIT.
+ * 2. link: a JITDylib (an idle one, else a new one), the object under a fresh tracker, and one
+ *    look-up, which makes the linker do its work.
  * 3. look-up: an address, from then on a table look-up.
  * 4. unlink: the tracker frees code and data.
  *
@@ -16,8 +17,8 @@
  * happens under one lock, so that a look-up's answer is there when it returns. A link takes 0.2 ms:
  * there is nothing to win by doing two at once.
  *
- * LLVM has no way in C to remove a JITDylib, hence the idle list. The library stays mapped when it is
- * closed (RTLD_NODELETE): it registers exit handlers and thread-local data.
+ * LLVM has no way in C to remove a JITDylib, hence the idle list. The library stays mapped when it
+ * is closed (RTLD_NODELETE): it registers exit handlers and thread-local data.
  *
  * Types and prototypes are declared here: the C interface is stable, and its headers are not there
  * where only the library is installed. Sizes and order follow llvm-c/Orc.h of LLVM 19. */

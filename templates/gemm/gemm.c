@@ -1,4 +1,5 @@
-/* gemm: d = a b^T (+ old d) (+ bias), batched and strided. The family; a variant has files of its own. */
+/* gemm: d = a b^T (+ old d) (+ bias), batched and strided. The family; a variant has its
+ * own files. */
 #define QUERN_DEF "gemm/gemm.def"
 #include <quern/family_def.h>
 

@@ -13,14 +13,20 @@
  *                 3. multiply every tile of a by every panel        c_tiles    (L2)
  *                 4. after the last chunk: finish the tiles to d, or to partial
  *
- *     b panel: [unit p of k][NR columns], zeros to units_of(k)      c tile: [MR][NR] f32
- *     a tile:  [unit p of k][MR rows]; for AMX [MR rows][units]     (gemm_tile.h, dot_units.h)
+ *      b panel j                     a tile i                 a tile i, AMX       c tile (i, j)
+ *
+ *          column j NR + ...              row i MR + ...          p = 0  1  2  ...   f32
+ *         +----- NR -----+               +--- MR ---+            +------------+      +-- NR --+
+ *   p = 0 | units        |         p = 0 | units    |            | units      | MR   |        | MR
+ *       1 |              |             1 |          |            |            |      +--------+
+ *     ... | zeros to     |           ... |          |            +------------+
+ *         | units_of(k)  |               |          |
  *
  * With PACK_B, gemm_pack_b prepares all of b in the workspace, once: [entry][panel][unit][NR], an
  * entry for each batch entry, or a single one where b_batch_stride is 0. It depends on NR and on
- * what a unit is, and on nothing else. Without PACK_B a block
- * packs what it needs, when it needs it: that reads b once per MC rows and writes nothing to memory.
- * It wins as long as a block can hold most of m.
+ * what a unit is (dot_units.h), and on nothing else. Without PACK_B a block packs what it needs
+ * when it needs it: that reads b once per MC rows and writes nothing to memory, and wins as long
+ * as a block can hold most of m.
  *
  * ALGO_SMALL: few rows, bandwidth-bound. A grid block owns MR rows (all of them, usually) by NC
  * columns and reads b once, unpacked: NR dot products side by side for [n,k]; for [k,n], eight rows
@@ -41,8 +47,8 @@
  * padding never makes a NaN. k = 0 runs through the same loops with no units.
  * Temporaries live on the stack: blocks have no thread number, and a thread's stack stays warm.
  *
- * Not done: no prefetch instructions (they did not pay), no use of a thread's position in the cache
- * hierarchy, no fp8. Denormal bf16 inputs count as zero where vdpbf16ps or TDPBF16PS multiply.
+ * Not done: no prefetch instructions, no sharing of packed a between blocks, no fp8. Denormal bf16
+ * inputs count as zero where vdpbf16ps or TDPBF16PS multiply.
  */
 #define ALGO_TILED 0
 #define ALGO_SMALL 1
@@ -196,18 +202,25 @@ INLINE void store_row(const struct gemm_args *args, const struct block *block, i
 _Static_assert(MC % MR == 0 && NC % NR == 0, "MC, NC: whole tiles");
 _Static_assert(KC % 32 == 0, "KC: whole tile rows");
 
-/* 2. `columns` of b from (k_begin, column) on. */
-APART void pack_panels(uint32_t *dst, const struct gemm_args *args, const void *b, int64_t column,
-                       int64_t columns, int64_t k_begin, int64_t k)
+/* A piece of batch entry b. */
+struct piece {
+    const void *b;
+    int64_t column, columns, k_begin, k;
+};
+
+/* 2. Pack a piece: a panel every panel_units units. */
+APART void pack_panels(uint32_t *dst, int64_t panel_units, const struct piece *piece,
+                       int64_t stride)
 {
-    int64_t stride = args->b_row_stride;
+    int64_t units = units_of(piece->k);
     if (B_IS_NK)
-        pack_panel_nk(dst, NR, B_DTYPE, element(B_DTYPE, b, column * stride + k_begin), stride,
-                      columns, k, units_of(k));
+        pack_panel_nk(dst, NR, B_DTYPE,
+                      element(B_DTYPE, piece->b, piece->column * stride + piece->k_begin), stride,
+                      piece->columns, piece->k, units);
     else
-        pack_panels_kn(dst, NR, PANEL_UNITS, B_DTYPE,
-                       element(B_DTYPE, b, k_begin * stride + column), stride, columns, k,
-                       units_of(k));
+        pack_panels_kn(dst, NR, panel_units, B_DTYPE,
+                       element(B_DTYPE, piece->b, piece->k_begin * stride + piece->column), stride,
+                       piece->columns, piece->k, units);
 }
 
 #if PACK_B
@@ -221,10 +234,16 @@ static uint32_t *packed_panel(const struct gemm_args *args, int64_t entry, int64
 
 void gemm_pack_b(const struct gemm_args *args, uint32_t x, uint32_t y, uint32_t z)
 {
-    int64_t column = y * (int64_t)NR, k_begin = x * (int64_t)KC;
-    pack_panels(packed_panel(args, z, column, k_begin), args,
-                element(B_DTYPE, args->b, z * args->b_batch_stride), column,
-                MIN(NR, args->n - column), k_begin, MIN(KC, args->k - k_begin));
+    int64_t column = y * (int64_t)GROUP, k_begin = x * (int64_t)KC;
+    struct piece piece = {
+        .b = element(B_DTYPE, args->b, z * args->b_batch_stride),
+        .column = column,
+        .columns = MIN(GROUP, args->n - column),
+        .k_begin = k_begin,
+        .k = MIN(KC, args->k - k_begin),
+    };
+    pack_panels(packed_panel(args, z, column, k_begin), units_of(args->k), &piece,
+                args->b_row_stride);
 }
 #endif
 
@@ -310,116 +329,7 @@ void gemm_main(const struct gemm_args *args, uint32_t x, uint32_t y, uint32_t z)
 
 /* ---- Few rows ---- */
 
-_Static_assert(NC % VW == 0 && (!B_IS_NK || NC % NR == 0), "NC: whole vectors, whole steps");
-
-/* Row r of the block's a, at k = p. Rows past the last repeat it: computed, never stored. */
-INLINE const void *a_at(const struct gemm_args *args, const struct block *block, int64_t r,
-                        int64_t p)
-{
-    int64_t row = block->row + MIN(r, block->rows - 1);
-    return element(A_DTYPE, block->a, row * args->a_row_stride + p);
-}
-
-#if B_IS_NK
-
-/* NR columns from j on: MR x NR dot products. Columns past the last repeat it, too. */
-static void small_step(const struct gemm_args *args, const struct block *block, int64_t j,
-                       float out[MR][NC])
-{
-    const void *a[MR], *b[NR];
-    vec_f32 acc[MR][NR] = { 0 };
-    UNROLL
-    for (int r = 0; r < MR; r++)
-        a[r] = a_at(args, block, r, 0);
-    UNROLL
-    for (int c = 0; c < NR; c++) {
-        int64_t column = block->column + MIN(j + c, block->columns - 1);
-        b[c] = element(B_DTYPE, block->b, column * args->b_row_stride);
-    }
-    int64_t p = block->k_begin;
-    for (; p + VEC_K <= block->k_end; p += VEC_K) {
-        vec_u32 columns[NR];
-        UNROLL
-        for (int c = 0; c < NR; c++)
-            columns[c] = load_units(B_DTYPE, element(B_DTYPE, b[c], p));
-        UNROLL
-        for (int r = 0; r < MR; r++) {
-            vec_u32 row = load_units(A_DTYPE, element(A_DTYPE, a[r], p));
-            UNROLL
-            for (int c = 0; c < NR; c++)
-                acc[r][c] = multiply_add(acc[r][c], row, columns[c]);
-        }
-    }
-    vec_f32 sums[MR][NR]; /* apart from acc, which stays in registers */
-    UNROLL
-    for (int r = 0; r < MR; r++) {
-        UNROLL
-        for (int c = 0; c < NR; c++)
-            sums[r][c] = acc[r][c];
-    }
-    int64_t left = block->k_end - p;
-    ROLLED
-    for (int r = 0; r < MR; r++) {
-        ROLLED
-        for (int c = 0; c < NR; c++) {
-            vec_u32 row = load_some_units(A_DTYPE, a_at(args, block, r, p), left);
-            vec_u32 column = load_some_units(B_DTYPE, element(B_DTYPE, b[c], p), left);
-            out[r][j + c] = sum_lanes(multiply_add(sums[r][c], row, column));
-        }
-    }
-}
-
-static void small_block(const struct gemm_args *args, const struct block *block, float out[MR][NC])
-{
-    for (int64_t j = 0; j < block->columns; j += NR)
-        small_step(args, block, j, out);
-}
-
-#else
-
-#define STEP_K 8 /* rows of b that are read side by side */
-
-/* out += a[:, p .. p + k) b[p .. p + k, :], k constant: STEP_K, or 1 for what is left. */
-INLINE void small_step(const struct gemm_args *args, const struct block *block, int64_t p, int k,
-                       float out[MR][NC])
-{
-    float a[MR][STEP_K];
-    for (int r = 0; r < MR; r++)
-        for (int u = 0; u < k; u++)
-            a[r][u] = load_one_as_f32(A_DTYPE, a_at(args, block, r, p + u));
-    const void *b = element(B_DTYPE, block->b, p * args->b_row_stride + block->column);
-    for (int64_t j = 0; j < block->columns; j += VW) {
-        int64_t left = block->columns - j;
-        vec_f32 rows[STEP_K];
-        UNROLL
-        for (int u = 0; u < k; u++) {
-            const void *at = element(B_DTYPE, b, u * args->b_row_stride + j);
-            rows[u] = left < VW ? load_part_as_f32(B_DTYPE, at, left) : load_as_f32(B_DTYPE, at);
-        }
-        UNROLL
-        for (int r = 0; r < MR; r++) {
-            vec_f32 acc = (vec_f32)load_u32(out[r] + j);
-            UNROLL
-            for (int u = 0; u < k; u++)
-                acc += rows[u] * a[r][u];
-            store_u32(out[r] + j, (vec_u32)acc);
-        }
-    }
-}
-
-static void small_block(const struct gemm_args *args, const struct block *block, float out[MR][NC])
-{
-    __builtin_memset(out, 0, sizeof(float[MR][NC]));
-    int64_t p = block->k_begin;
-    ROLLED
-    for (; p + STEP_K <= block->k_end; p += STEP_K)
-        small_step(args, block, p, STEP_K, out);
-    ROLLED
-    for (; p < block->k_end; p++)
-        small_step(args, block, p, 1, out);
-}
-
-#endif
+#include "gemm/gemm_small.h"
 
 void gemm_small(const struct gemm_args *args, uint32_t x, uint32_t y, uint32_t z)
 {

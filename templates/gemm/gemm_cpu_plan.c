@@ -2,7 +2,7 @@
  * plan and the arguments of a launch. gemm_cpu.c says what the steps do.
  *
  *     plan                 pack_b (pack_b=1)  ->  main or small  ->  reduce (split_k > 1)
- *     workspace            packed_b [batch][ceil(n / nr)][units(k)][nr] u32, rounded up to 256 bytes,
+ *     workspace            packed_b [batch][ceil(n / nr)][units(k)][nr] u32, up to 256 bytes,
  *                          then partial [split_k][batch][m][n] f32
  *
  * All steps of a plan have the same source and defines: one artifact.
@@ -212,7 +212,7 @@ static void guess_small(const struct quern_problem *problem, int32_t *config)
     config[SPLIT_K] = choose_split(problem, ceil_div(v->n, config[NC]) * v->batch);
 }
 
-/* The register tile: as many accumulators as the registers hold, in the shape that measured best. */
+/* The register tile: nearly as many accumulators as there are registers, in the best shape. */
 static void choose_tile(const struct machine *machine, int64_t m, int32_t *config)
 {
     if (machine->has_amx) {

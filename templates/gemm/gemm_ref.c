@@ -45,7 +45,8 @@ void gemm_reference(struct quern_ref *ref, int64_t unit)
     quern_ref_expect(ref, ARRAY_d, unit * v->n, v->n, d);
 }
 
-/* Buffers of the linear check: x[n] of random signs, b^T x [k], a row of d, bias or a, and of the rest. */
+/* Buffers of the linear check: x[n] of random signs, b^T x [k], a row of d, bias or a, and
+ * one of what d holds besides the product. */
 struct probe {
     double *x, *bx, *row, *rest;
 };

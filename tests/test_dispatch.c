@@ -1,0 +1,808 @@
+/* From a call to a kernel: buckets, threads, workspaces, retuning, sealed mode. jit/dispatch.c,
+ * jit/context.c. */
+#include <malloc.h>
+#include <math.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "common.h"
+#include "jit/build.h"
+#include "kinds.h"
+
+static struct quern_context *ctx;
+static uint64_t seed;
+
+static void setup(void)
+{
+    ctx = common_context(NULL);
+    seed = common_seed();
+}
+
+static void teardown(void)
+{
+    quern_context_destroy(ctx);
+}
+
+static const struct common_layout dense = { 16, 0 };
+
+static struct quern_kernel *dispatch(struct quern_context *with, const char *text,
+                                     const struct quern_array *arrays)
+{
+    struct quern_spec spec = common_spec(with, text);
+    struct quern_kernel *kernel;
+    assert_ok(with, quern_dispatch(with, &spec, arrays, &kernel));
+    return kernel;
+}
+
+static struct quern_report report_of(const struct quern_kernel *kernel)
+{
+    struct quern_report report;
+    quern_kernel_report(kernel, &report);
+    return report;
+}
+
+/* out = gain x of kinds' arrays, f32, as the reference has it. */
+static bool is_scaled(const struct common_arrays *set, double gain)
+{
+    const float *x = set->arrays[KINDS_X].data, *out = set->arrays[KINDS_OUT].data;
+    int64_t count = qn_shape_count(&set->shapes[KINDS_X]);
+    for (int64_t i = 0; i < count; i++) {
+        if (out[i] != (float)(gain * x[i]))
+            return false;
+    }
+    return true;
+}
+
+static int64_t compiles(struct quern_context *with)
+{
+    struct qn_store_counters counters;
+    ck_assert_int_eq(qn_store_counters(with->store, &counters), QN_STORE_OK);
+    return counters.compiles;
+}
+
+/* ---- Buckets ------------------------------------------------------------------------------- */
+
+START_TEST(members_of_a_bucket_share_a_kernel_and_others_do_not)
+{
+    struct quern_kernel *kernel = dispatch(ctx, "kinds rows=1000 batch=3", NULL);
+    ck_assert_ptr_eq(kernel, dispatch(ctx, "kinds rows=513 batch=4", NULL));
+    ck_assert_ptr_eq(kernel, dispatch(ctx, "kinds rows=1024 batch=3", NULL));
+    ck_assert_ptr_ne(kernel, dispatch(ctx, "kinds rows=1025 batch=3", NULL));
+    ck_assert_ptr_ne(kernel, dispatch(ctx, "kinds rows=512 batch=3", NULL));
+    ck_assert_ptr_ne(kernel, dispatch(ctx, "kinds rows=1000 batch=3 cols=9", NULL));
+    ck_assert_ptr_ne(kernel, dispatch(ctx, "kinds rows=1000 batch=3 gain=1", NULL));
+    ck_assert_ptr_ne(kernel, dispatch(ctx, "kinds rows=1000 batch=3 longest=17", NULL));
+    ck_assert_ptr_ne(kernel, dispatch(ctx, "copy n=1000", NULL));
+    ck_assert_ptr_eq(dispatch(ctx, "kinds rows=7 gain=1", NULL),
+                     dispatch(ctx, "kinds rows=7 gain=-3", NULL));
+}
+END_TEST
+
+START_TEST(another_alignment_is_another_kernel)
+{
+    static float memory[256] __attribute__((aligned(64)));
+    struct quern_array arrays[2] = { { .data = memory }, { .data = memory + 128 } };
+    struct quern_kernel *kernel = dispatch(ctx, "copy n=64", arrays);
+    ck_assert_ptr_eq(kernel, dispatch(ctx, "copy n=64", NULL));
+    arrays[0].data = memory + 16;
+    ck_assert_ptr_eq(kernel, dispatch(ctx, "copy n=64", arrays));
+    arrays[0].data = memory + 1;
+    struct quern_kernel *unaligned = dispatch(ctx, "copy n=64", arrays);
+    ck_assert_ptr_ne(kernel, unaligned);
+    arrays[0].data = memory;
+    arrays[1].data = memory + 129;
+    ck_assert_ptr_ne(kernel, dispatch(ctx, "copy n=64", arrays));
+    ck_assert_ptr_ne(unaligned, dispatch(ctx, "copy n=64", arrays));
+}
+END_TEST
+
+START_TEST(more_buckets_than_a_thread_remembers_are_all_found_again)
+{
+    struct quern_kernel *kernels[3 * QN_RECENT];
+    char text[64];
+    int64_t before;
+    for (int round = 0; round < 2; round++) {
+        before = compiles(ctx);
+        for (int i = 0; i < 3 * QN_RECENT; i++) {
+            snprintf(text, sizeof(text), "kinds rows=1 cols=%d", i + 1);
+            struct quern_kernel *kernel = dispatch(ctx, text, NULL);
+            ck_assert(!round || kernel == kernels[i]);
+            kernels[i] = kernel;
+        }
+    }
+    ck_assert_int_eq(compiles(ctx), before);
+}
+END_TEST
+
+START_TEST(launch_refuses_a_spec_outside_the_kernels_bucket)
+{
+    struct quern_kernel *kernel = dispatch(ctx, "kinds rows=8", NULL);
+    static const char *const outside[] = { "kinds rows=9", "kinds rows=4", "kinds rows=8 cols=7",
+                                           "kinds rows=8 order=down", "kinds rows=8 gain=1",
+                                           "kinds rows=8 batch=2", "copy n=8" };
+    for (size_t i = 0; i < sizeof(outside) / sizeof(outside[0]); i++) {
+        struct quern_spec spec = common_spec(ctx, outside[i]);
+        struct common_arrays set;
+        common_arrays_init(&set, ctx, &spec, dense, common_random(&seed));
+        assert_refused(ctx, quern_launch(ctx, kernel, &spec, set.arrays, NULL), QUERN_INVALID,
+                       "not in the kernel's bucket");
+        char text[256];
+        quern_spec_text(&spec, text, sizeof(text));
+        ck_assert_ptr_nonnull(strstr(quern_errmsg(ctx), text));
+        common_arrays_keep(&set);
+        common_arrays_restore(&set);
+        ck_assert_int_lt(common_arrays_differ(&set), 0); /* nothing was run */
+        common_arrays_fini(&set);
+    }
+}
+END_TEST
+
+START_TEST(launch_accepts_every_member_and_better_alignment_but_no_worse)
+{
+    struct quern_spec spec = common_spec(ctx, "kinds rows=5 cols=4 gain=2");
+    struct common_layout worse = { 4, 0 }, better = { 64, 0 };
+    struct common_arrays set, other;
+    struct quern_kernel *kernel;
+    common_arrays_init(&set, ctx, &spec, dense, common_random(&seed));
+    assert_ok(ctx, quern_dispatch(ctx, &spec, set.arrays, &kernel));
+    assert_ok(ctx, quern_launch(ctx, kernel, &spec, set.arrays, NULL));
+    ck_assert(is_scaled(&set, 2));
+    common_arrays_check(&set, "aligned");
+    common_arrays_init(&other, ctx, &spec, better, common_random(&seed));
+    assert_ok(ctx, quern_launch(ctx, kernel, &spec, other.arrays, NULL));
+    ck_assert(is_scaled(&other, 2));
+    common_arrays_fini(&other);
+    common_arrays_init(&other, ctx, &spec, worse, common_random(&seed));
+    assert_refused(ctx, quern_launch(ctx, kernel, &spec, other.arrays, NULL), QUERN_INVALID,
+                   "x: aligned to 4 bytes; the kernel was prepared for 16");
+    common_arrays_fini(&other);
+    common_arrays_fini(&set);
+}
+END_TEST
+
+START_TEST(an_absent_real_is_absent_whatever_nan_it_is)
+{
+    struct quern_spec spec = common_spec(ctx, "kinds rows=3");
+    struct common_arrays set;
+    struct quern_kernel *kernel;
+    double nan = -NAN;
+    common_arrays_init(&set, ctx, &spec, dense, common_random(&seed));
+    assert_ok(ctx, quern_dispatch(ctx, &spec, set.arrays, &kernel));
+    memcpy(&spec.values[KINDS_GAIN], &nan, sizeof(nan));
+    assert_ok(ctx, quern_launch(ctx, kernel, &spec, set.arrays, NULL));
+    ck_assert(is_scaled(&set, 1));
+    common_arrays_fini(&set);
+}
+END_TEST
+
+/* ---- Threads ------------------------------------------------------------------------------- */
+
+enum { THREADS = 8, RUNS = 20 };
+
+struct worker {
+    struct quern_context *ctx;
+    pthread_barrier_t *start;
+    struct quern_spec spec;
+    struct common_arrays set;
+    struct quern_kernel *kernel;
+    int status, wrong, number;
+    char error[1024];
+};
+
+static void *run_many(void *data)
+{
+    struct worker *worker = data;
+    pthread_barrier_wait(worker->start);
+    for (int i = 0; i < RUNS && !worker->status; i++) {
+        worker->status = quern_run(worker->ctx, &worker->spec, worker->set.arrays, NULL);
+        worker->wrong += !is_scaled(&worker->set, 3);
+    }
+    if (!worker->status)
+        worker->status = quern_dispatch(worker->ctx, &worker->spec, worker->set.arrays,
+                                        &worker->kernel);
+    snprintf(worker->error, sizeof(worker->error), "%s", quern_errmsg(worker->ctx));
+    return NULL;
+}
+
+/* Runs `work` on THREADS threads that start at once. */
+static void run_threads(struct worker workers[THREADS], void *(*work)(void *))
+{
+    pthread_t threads[THREADS];
+    pthread_barrier_t start;
+    pthread_barrier_init(&start, NULL, THREADS);
+    for (int i = 0; i < THREADS; i++) {
+        workers[i].start = &start;
+        workers[i].number = i;
+        ck_assert_int_eq(pthread_create(&threads[i], NULL, work, &workers[i]), 0);
+    }
+    for (int i = 0; i < THREADS; i++)
+        pthread_join(threads[i], NULL);
+    pthread_barrier_destroy(&start);
+}
+
+static void eight_threads(const char *cache)
+{
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    struct worker workers[THREADS] = { { 0 } };
+    options.cache = cache;
+    struct quern_context *shared = common_context(&options);
+    for (int i = 0; i < THREADS; i++) {
+        workers[i].ctx = shared;
+        workers[i].spec = common_spec(shared, "kinds rows=50 cols=33 gain=3");
+        workers[i].spec.values[KINDS_ROWS] = common_between(&seed, 33, 64); /* one bucket */
+        common_arrays_init(&workers[i].set, shared, &workers[i].spec, dense, common_random(&seed));
+    }
+    run_threads(workers, run_many);
+    for (int i = 0; i < THREADS; i++) {
+        ck_assert_msg(!workers[i].status, "thread %d: %s", i, workers[i].error);
+        ck_assert_int_eq(workers[i].wrong, 0);
+        ck_assert_ptr_eq(workers[i].kernel, workers[0].kernel);
+        common_arrays_check(&workers[i].set, "a thread's arrays");
+        common_arrays_fini(&workers[i].set);
+    }
+    ck_assert_int_eq(compiles(shared), 1);
+    quern_context_destroy(shared);
+}
+
+START_TEST(eight_threads_that_start_cold_compile_once_and_compute)
+{
+    char *cache = common_scratch_path("threads/quern.db");
+    eight_threads(cache);
+    eight_threads("");
+    free(cache);
+}
+END_TEST
+
+static void *fail_own_way(void *data)
+{
+    struct worker *worker = data;
+    char value[32], expected[64];
+    snprintf(value, sizeof(value), "-%d", worker->number + 1);
+    snprintf(expected, sizeof(expected), "rows=%s:", value);
+    for (int i = 0; i < 2000; i++) {
+        struct quern_spec spec = worker->spec;
+        worker->status |= quern_spec_set(worker->ctx, &spec, "rows", value) != QUERN_INVALID;
+        worker->wrong += strncmp(quern_errmsg(worker->ctx), expected, strlen(expected)) != 0;
+    }
+    return NULL;
+}
+
+START_TEST(each_thread_has_its_own_error_text)
+{
+    struct worker workers[THREADS] = { { 0 } };
+    struct quern_spec spec = common_spec(ctx, "kinds rows=1");
+    for (int i = 0; i < THREADS; i++)
+        workers[i] = (struct worker){ .ctx = ctx, .spec = spec };
+    assert_refused(ctx, quern_spec_set(ctx, &spec, "cols", "none"), QUERN_INVALID, "cols=none");
+    run_threads(workers, fail_own_way);
+    for (int i = 0; i < THREADS; i++)
+        ck_assert_int_eq(workers[i].wrong + workers[i].status, 0);
+    ck_assert_ptr_nonnull(strstr(quern_errmsg(ctx), "cols=none"));
+}
+END_TEST
+
+/* ---- Workspaces ---------------------------------------------------------------------------- */
+
+START_TEST(the_callers_workspace_is_used_and_nothing_beside_it)
+{
+    struct quern_spec spec = common_spec(ctx, "kinds rows=20 cols=7 gain=2");
+    struct quern_call call = { 0 };
+    struct common_arrays set;
+    struct quern_kernel *kernel;
+    common_arrays_init(&set, ctx, &spec, dense, common_random(&seed));
+    assert_ok(ctx, quern_dispatch(ctx, &spec, set.arrays, &kernel));
+    size_t bytes = quern_kernel_workspace(kernel), guard = 256;
+    ck_assert_uint_ge(bytes, 32 * 7 * sizeof(double)); /* for the bucket, not only this spec */
+    unsigned char *memory = aligned_alloc(256, (bytes + 2 * guard + 255) / 256 * 256);
+    memset(memory, 0xa5, bytes + 2 * guard);
+    call.workspace = memory + guard;
+    call.workspace_bytes = bytes;
+    assert_ok(ctx, quern_launch(ctx, kernel, &spec, set.arrays, &call));
+    ck_assert(is_scaled(&set, 2));
+    for (size_t i = 0; i < guard; i++)
+        ck_assert(memory[i] == 0xa5 && memory[guard + bytes + i] == 0xa5);
+    double first;
+    memcpy(&first, call.workspace, sizeof(first));
+    ck_assert_double_eq(first, 2.0 * *(float *)set.arrays[KINDS_X].data);
+
+    common_arrays_restore(&set);
+    call.workspace_bytes = bytes - 1;
+    assert_refused(ctx, quern_launch(ctx, kernel, &spec, set.arrays, &call), QUERN_INVALID,
+                   "workspace_bytes=");
+    char least[64];
+    snprintf(least, sizeof(least), "must be at least %zu", bytes);
+    ck_assert_ptr_nonnull(strstr(quern_errmsg(ctx), least));
+    assert_refused(ctx, quern_run(ctx, &spec, set.arrays, &call), QUERN_INVALID,
+                   "workspace_bytes=");
+    call.workspace_bytes = bytes + 64;
+    call.workspace = memory + guard + 64;
+    assert_refused(ctx, quern_run(ctx, &spec, set.arrays, &call), QUERN_INVALID,
+                   "must be a multiple of 256");
+    common_arrays_keep(&set);
+    common_arrays_restore(&set);
+    ck_assert_int_lt(common_arrays_differ(&set), 0);
+    free(memory);
+    common_arrays_fini(&set);
+}
+END_TEST
+
+struct hook {
+    int allocs, frees;
+    size_t live_bytes, largest;
+    bool is_empty, is_wrong;
+};
+
+static void *hook_alloc(size_t bytes, int device, void *stream, void *user)
+{
+    struct hook *hook = user;
+    hook->is_wrong |= device != 0 || stream != NULL || !bytes;
+    if (hook->is_empty)
+        return NULL;
+    hook->allocs++;
+    hook->live_bytes += bytes;
+    hook->largest = bytes > hook->largest ? bytes : hook->largest;
+    return aligned_alloc(256, (bytes + 255) / 256 * 256);
+}
+
+static void hook_free(void *data, size_t bytes, int device, void *stream, void *user)
+{
+    struct hook *hook = user;
+    hook->is_wrong |= device != 0 || stream != NULL || !data || bytes > hook->live_bytes;
+    hook->frees++;
+    hook->live_bytes -= bytes;
+    free(data);
+}
+
+START_TEST(the_allocator_hook_gives_the_workspace_and_gets_it_back)
+{
+    struct hook hook = { 0 };
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    struct common_arrays set;
+    struct quern_kernel *kernel;
+    options.alloc = hook_alloc;
+    options.free = hook_free;
+    options.user = &hook;
+    struct quern_context *hooked = common_context(&options);
+    struct quern_spec spec = common_spec(hooked, "kinds rows=20 cols=7 gain=2");
+    common_arrays_init(&set, hooked, &spec, dense, common_random(&seed));
+    assert_ok(hooked, quern_dispatch(hooked, &spec, set.arrays, &kernel));
+    for (int i = 1; i <= 5; i++) {
+        assert_ok(hooked, quern_run(hooked, &spec, set.arrays, NULL));
+        ck_assert(is_scaled(&set, 2));
+        ck_assert_int_eq(hook.allocs, i);
+        ck_assert_int_eq(hook.frees, i);
+    }
+    ck_assert_uint_eq(hook.largest, quern_kernel_workspace(kernel));
+    void *memory;
+    assert_ok(hooked, quern_memory_alloc(hooked, 100, &memory));
+    quern_memory_free(hooked, memory, 100);
+    hook.is_empty = true;
+    assert_refused(hooked, quern_run(hooked, &spec, set.arrays, NULL), QUERN_NO_MEMORY,
+                   "workspace_bytes=");
+    ck_assert_int_eq(hook.allocs, hook.frees);
+    common_arrays_fini(&set);
+    quern_context_destroy(hooked);
+    ck_assert_uint_eq(hook.live_bytes, 0);
+    ck_assert_int_eq(hook.allocs, hook.frees);
+    ck_assert(!hook.is_wrong);
+}
+END_TEST
+
+START_TEST(a_kernel_without_workspace_asks_the_hook_for_nothing)
+{
+    struct hook hook = { .is_empty = true };
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    struct common_arrays set;
+    options.alloc = hook_alloc;
+    options.free = hook_free;
+    options.user = &hook;
+    struct quern_context *hooked = common_context(&options);
+    struct quern_spec spec = common_spec(hooked, "copy n=77");
+    common_arrays_init(&set, hooked, &spec, dense, common_random(&seed));
+    assert_ok(hooked, quern_run(hooked, &spec, set.arrays, NULL));
+    ck_assert_int_eq(hook.allocs + hook.frees, 0);
+    common_arrays_fini(&set);
+    quern_context_destroy(hooked);
+}
+END_TEST
+
+/* ---- Retuning ------------------------------------------------------------------------------ */
+
+static struct qn_bucket bucket_of(const struct quern_spec *spec)
+{
+    struct qn_bucket bucket;
+    qn_bucket_make(spec, NULL, &bucket);
+    return bucket;
+}
+
+/* What tuning does when it has a winner. */
+static void put_winner(struct quern_context *with, const struct quern_spec *spec,
+                       const char *variant, const char *config)
+{
+    struct qn_bucket bucket = bucket_of(spec);
+    char *text, *group;
+    ck_assert_int_eq(qn_tuned_key(&bucket, &with->profile, &text, &group), QUERN_OK);
+    const struct qn_tuned row = { .text = text, .group = group, .family = (char *)"kinds",
+                                  .variant = (char *)variant, .config = (char *)config,
+                                  .time_us = 1, .samples = 3, .digest = (char *)"",
+                                  .toolkit = (char *)"", .profile = (char *)with->profile.name,
+                                  .provenance = (char *)"" };
+    ck_assert_int_eq(qn_tuned_put(with->store, &row, NULL), QN_STORE_OK);
+    qn_kernels_refresh(with, &bucket);
+    free(text);
+    free(group);
+}
+
+struct follower {
+    struct quern_context *ctx;
+    struct quern_spec spec;
+    pthread_barrier_t step;
+    struct quern_kernel *kernels[3];
+};
+
+static void *follow(void *data)
+{
+    struct follower *follower = data;
+    for (int i = 0; i < 3; i++) {
+        quern_dispatch(follower->ctx, &follower->spec, NULL, &follower->kernels[i]);
+        pthread_barrier_wait(&follower->step);
+        pthread_barrier_wait(&follower->step);
+    }
+    return NULL;
+}
+
+START_TEST(a_new_winner_is_used_by_every_thread_at_its_next_call)
+{
+    struct follower follower = { .ctx = ctx, .spec = common_spec(ctx, "kinds rows=40") };
+    pthread_t thread;
+    pthread_barrier_init(&follower.step, NULL, 2);
+    ck_assert_int_eq(pthread_create(&thread, NULL, follow, &follower), 0);
+    static const char *const configs[] = { "tile=16,add.unroll=1", "tile=4,add.unroll=2" };
+    for (int i = 0; i < 3; i++) {
+        pthread_barrier_wait(&follower.step);
+        if (i < 2)
+            put_winner(ctx, &follower.spec, "kinds_cpu", configs[i]);
+        pthread_barrier_wait(&follower.step);
+    }
+    pthread_join(thread, NULL);
+    pthread_barrier_destroy(&follower.step);
+    ck_assert_int_eq(report_of(follower.kernels[0]).config_from, QUERN_CONFIG_HEURISTIC);
+    for (int i = 0; i < 2; i++) {
+        ck_assert_int_eq(report_of(follower.kernels[i + 1]).config_from, QUERN_CONFIG_TUNED);
+        ck_assert_str_eq(report_of(follower.kernels[i + 1]).config, configs[i]);
+    }
+    ck_assert_ptr_eq(follower.kernels[2], dispatch(ctx, "kinds rows=33", NULL));
+}
+END_TEST
+
+/* A kernel that was replaced still launches: somebody may be about to. */
+START_TEST(a_replaced_kernel_stays_usable)
+{
+    struct quern_spec spec = common_spec(ctx, "kinds rows=20 gain=2");
+    struct common_arrays set;
+    struct quern_kernel *old;
+    common_arrays_init(&set, ctx, &spec, dense, common_random(&seed));
+    assert_ok(ctx, quern_dispatch(ctx, &spec, set.arrays, &old));
+    put_winner(ctx, &spec, "kinds_cpu", "tile=2,add.unroll=1");
+    ck_assert_ptr_ne(old, dispatch(ctx, "kinds rows=20 gain=2", NULL));
+    assert_ok(ctx, quern_launch(ctx, old, &spec, set.arrays, NULL));
+    ck_assert(is_scaled(&set, 2));
+    common_arrays_fini(&set);
+}
+END_TEST
+
+struct meddler {
+    struct quern_context *ctx;
+    struct quern_spec spec;
+    int times;
+};
+
+/* Stores a winner while the heuristic's kernel is being built. */
+static void meddle(void *user, int level, const char *line)
+{
+    struct meddler *meddler = user;
+    (void)level;
+    if (strncmp(line, "compiled kinds", 14) || meddler->times++)
+        return;
+    put_winner(meddler->ctx, &meddler->spec, "kinds_cpu", "tile=32,add.unroll=1");
+}
+
+START_TEST(a_winner_stored_while_a_kernel_is_built_is_not_missed)
+{
+    struct meddler meddler = { 0 };
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    options.log = meddle;
+    options.log_level = QUERN_LOG_INFO;
+    options.user = &meddler;
+    struct quern_context *logged = common_context(&options);
+    meddler.ctx = logged;
+    meddler.spec = common_spec(logged, "kinds rows=64");
+    struct quern_kernel *first = dispatch(logged, "kinds rows=64", NULL);
+    ck_assert_int_eq(meddler.times, 1);
+    ck_assert_int_eq(report_of(first).config_from, QUERN_CONFIG_HEURISTIC);
+    struct quern_kernel *second = dispatch(logged, "kinds rows=64", NULL);
+    ck_assert_int_eq(report_of(second).config_from, QUERN_CONFIG_TUNED);
+    ck_assert_ptr_eq(second, dispatch(logged, "kinds rows=64", NULL));
+    quern_context_destroy(logged);
+}
+END_TEST
+
+START_TEST(a_winner_serves_neighbours_and_an_illegal_row_serves_nobody)
+{
+    static const char *const bad[][2] = { { "kinds_cpu", "tile=13,add.unroll=1" },
+                                          { "kinds_cpu", "tile=65,add.unroll=1" },
+                                          { "kinds_cpu", "tile=-1" },
+                                          { "kinds_cpu", "height=3" },
+                                          { "kinds_cpu", "tile=8,tile=4" },
+                                          { "kinds_cpu", "\x01\xff" },
+                                          { "kinds_gone", "tile=4" } };
+    struct quern_spec spec = common_spec(ctx, "kinds rows=100");
+    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
+        put_winner(ctx, &spec, bad[i][0], bad[i][1]);
+        struct quern_report report = report_of(dispatch(ctx, "kinds rows=100", NULL));
+        ck_assert_int_eq(report.config_from, QUERN_CONFIG_HEURISTIC);
+        ck_assert_str_eq(report.config, "tile=8,add.unroll=1");
+    }
+    put_winner(ctx, &spec, "kinds_cpu", "tile=16,add.unroll=1");
+    ck_assert_int_eq(report_of(dispatch(ctx, "kinds rows=100", NULL)).config_from,
+                     QUERN_CONFIG_TUNED);
+    struct quern_report near = report_of(dispatch(ctx, "kinds rows=200", NULL));
+    ck_assert_int_eq(near.config_from, QUERN_CONFIG_NEIGHBOUR);
+    ck_assert_str_eq(near.config, "tile=16,add.unroll=1");
+    ck_assert_int_eq(report_of(dispatch(ctx, "kinds rows=100000", NULL)).config_from,
+                     QUERN_CONFIG_HEURISTIC);
+    ck_assert_int_eq(report_of(dispatch(ctx, "kinds rows=100 cols=7", NULL)).config_from,
+                     QUERN_CONFIG_HEURISTIC);
+}
+END_TEST
+
+/* ---- Sealed, and without a compiler -------------------------------------------------------- */
+
+static struct quern_context *context_without_compiler(const char *cache, const char *mode)
+{
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    options.cache = cache;
+    options.mode = mode;
+    options.clang = "/nonexistent/clang";
+    return common_context(&options);
+}
+
+/* The artifact key of the heuristic's kernel, as hexadecimal digits. */
+static void artifact_hex(struct quern_context *with, const char *text, char hex[QN_KEY_HEX])
+{
+    struct quern_spec spec = common_spec(with, text);
+    struct qn_bucket bucket = bucket_of(&spec);
+    const struct qn_build_request request = { .bucket = &bucket, .target = &with->target,
+                                              .profile = &with->profile };
+    char **keys;
+    int count;
+    assert_ok(with, qn_unit_keys(with, &request, &keys, &count));
+    ck_assert_int_eq(count, 1);
+    qn_key_hex(keys[0], strlen(keys[0]), hex);
+    free(keys[0]);
+    free(keys);
+}
+
+static void hit_and_miss(const char *cache, const char *mode, int status)
+{
+    struct quern_context *bare = context_without_compiler(cache, mode);
+    struct quern_spec spec = common_spec(bare, "kinds rows=30 gain=2");
+    struct quern_spec missing = common_spec(bare, "kinds rows=30 order=down");
+    struct common_arrays set;
+    struct quern_kernel *kernel;
+    char hex[QN_KEY_HEX];
+    common_arrays_init(&set, bare, &spec, dense, common_random(&seed));
+    assert_ok(bare, quern_run(bare, &spec, set.arrays, NULL));
+    ck_assert(is_scaled(&set, 2));
+    assert_ok(bare, quern_dispatch(bare, &spec, set.arrays, &kernel));
+    ck_assert_int_eq(report_of(kernel).artifact, QUERN_FROM_DISK);
+    common_arrays_restore(&set);
+    common_arrays_keep(&set);
+    artifact_hex(bare, "kinds rows=30 order=down", hex);
+    assert_refused(bare, quern_run(bare, &missing, set.arrays, NULL), status,
+                   status == QUERN_SEALED ? hex : "clang=/nonexistent/clang");
+    ck_assert_int_lt(common_arrays_differ(&set), 0);
+    common_arrays_fini(&set);
+    quern_context_destroy(bare);
+}
+
+START_TEST(a_hit_needs_no_compiler_and_a_miss_names_what_is_missing)
+{
+    char *cache = common_scratch_path("sealed/quern.db");
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    options.cache = cache;
+    struct quern_context *warm = common_context(&options);
+    dispatch(warm, "kinds rows=30 gain=2", NULL);
+    int64_t before = compiles(warm);
+    quern_context_destroy(warm);
+    hit_and_miss(cache, "sealed", QUERN_SEALED);
+    hit_and_miss(cache, NULL, QUERN_NO_COMPILER);
+
+    options.mode = "sealed"; /* with a compiler, too: it must not be run */
+    struct quern_context *sealed = common_context(&options);
+    struct quern_spec missing = common_spec(sealed, "kinds rows=30 order=down");
+    struct quern_kernel *kernel = NULL;
+    assert_refused(sealed, quern_dispatch(sealed, &missing, NULL, &kernel), QUERN_SEALED,
+                   "mode=sealed");
+    ck_assert_ptr_null(kernel);
+    ck_assert_int_eq(compiles(sealed), before);
+    quern_context_destroy(sealed);
+    free(cache);
+}
+END_TEST
+
+START_TEST(a_mode_that_does_not_exist_is_refused)
+{
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    struct quern_context *bad;
+    options.cache = "";
+    options.mode = "seeled";
+    assert_refused(bad, quern_context_create(&options, &bad), QUERN_INVALID, "mode=seeled");
+    quern_context_destroy(bad);
+}
+END_TEST
+
+START_TEST(a_refused_dispatch_is_tried_again_and_may_then_succeed)
+{
+    char *cache = common_scratch_path("later/quern.db");
+    struct quern_context *bare = context_without_compiler(cache, NULL);
+    struct quern_spec spec = common_spec(bare, "kinds rows=6");
+    struct quern_kernel *kernel;
+    assert_refused(bare, quern_dispatch(bare, &spec, NULL, &kernel), QUERN_NO_COMPILER, "clang=");
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    options.cache = cache;
+    struct quern_context *other = common_context(&options);
+    dispatch(other, "kinds rows=6", NULL);
+    quern_context_destroy(other);
+    assert_ok(bare, quern_dispatch(bare, &spec, NULL, &kernel));
+    quern_context_destroy(bare);
+    free(cache);
+}
+END_TEST
+
+/* ---- Cost ---------------------------------------------------------------------------------- */
+
+static double now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e9 + (double)now.tv_nsec;
+}
+
+static int compare_doubles(const void *a, const void *b)
+{
+    double left = *(const double *)a, right = *(const double *)b;
+    return (left > right) - (left < right);
+}
+
+static double median_dispatch_ns(const char *text)
+{
+    enum { BLOCKS = 301, CALLS = 100 };
+    struct quern_spec spec = common_spec(ctx, text);
+    struct common_arrays set;
+    struct quern_kernel *kernel;
+    double times[BLOCKS];
+    int failed = 0;
+    common_arrays_init(&set, ctx, &spec, dense, common_random(&seed));
+    assert_ok(ctx, quern_dispatch(ctx, &spec, set.arrays, &kernel));
+    for (int block = 0; block < BLOCKS; block++) {
+        double start = now_ns();
+        for (int i = 0; i < CALLS; i++)
+            failed |= quern_dispatch(ctx, &spec, set.arrays, &kernel);
+        times[block] = (now_ns() - start) / CALLS;
+    }
+    ck_assert_int_eq(failed, 0);
+    common_arrays_fini(&set);
+    qsort(times, BLOCKS, sizeof(times[0]), compare_doubles);
+    return times[BLOCKS / 2];
+}
+
+/* The promise is 200 ns on a quiet machine, which this may not be, nor a build without sanitizers. */
+START_TEST(a_warm_dispatch_takes_less_than_a_microsecond)
+{
+    static const char *const texts[] = { "copy n=1000", "kinds rows=5 gain=1", "gemm m=5 n=64 k=64" };
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    double most = 1e5;
+#else
+    double most = 1e3;
+#endif
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+        double median = median_dispatch_ns(texts[i]);
+        printf("warm dispatch of %s: %.0f ns\n", texts[i], median);
+        ck_assert_double_lt(median, most);
+    }
+}
+END_TEST
+
+/* ---- Contexts ------------------------------------------------------------------------------ */
+
+static void one_context(const char *cache)
+{
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    options.cache = cache;
+    struct quern_context *brief = common_context(&options);
+    struct quern_spec spec = common_spec(brief, "kinds rows=30 gain=2");
+    struct common_arrays set;
+    common_arrays_init(&set, brief, &spec, dense, 1);
+    assert_ok(brief, quern_run(brief, &spec, set.arrays, NULL));
+    quern_spec_set(brief, &spec, "rows", "-1");
+    common_arrays_fini(&set);
+    quern_context_destroy(brief);
+}
+
+START_TEST(fifty_contexts_come_and_go_without_a_leak)
+{
+    char *cache = common_scratch_path("fifty/quern.db");
+    for (int i = 0; i < 5; i++)
+        one_context(cache); /* what libraries keep */
+    size_t before = mallinfo2().uordblks;
+    for (int i = 0; i < 50; i++)
+        one_context(cache);
+    size_t after = mallinfo2().uordblks, grown = after > before ? after - before : 0;
+    printf("50 contexts: %zu bytes more\n", grown);
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    ck_assert_uint_lt(grown, 50 * 1024);
+#endif
+    free(cache);
+}
+END_TEST
+
+START_TEST(a_context_that_failed_can_be_asked_why_and_destroyed)
+{
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    struct quern_context *bad = (struct quern_context *)&options;
+    options.cache = "";
+    options.device = "tpu";
+    assert_refused(bad, quern_context_create(&options, &bad), QUERN_INVALID, "device=tpu");
+    quern_context_destroy(bad);
+    options.device = "cpu";
+    options.profile = "no-such-machine";
+    assert_refused(bad, quern_context_create(&options, &bad), QUERN_INVALID,
+                   "device-profile=no-such-machine");
+    quern_context_destroy(bad);
+    options.profile = NULL;
+    options.size = 3;
+    assert_refused(bad, quern_context_create(&options, &bad), QUERN_INVALID, "options.size=3");
+    quern_context_destroy(bad);
+    quern_context_destroy(NULL);
+}
+END_TEST
+
+static Suite *suite_make(void)
+{
+    Suite *suite = suite_create("dispatch");
+    TCase *tcase = tcase_create("dispatch");
+    tcase_set_timeout(tcase, 60);
+    tcase_add_checked_fixture(tcase, setup, teardown);
+    tcase_add_test(tcase, members_of_a_bucket_share_a_kernel_and_others_do_not);
+    tcase_add_test(tcase, another_alignment_is_another_kernel);
+    tcase_add_test(tcase, more_buckets_than_a_thread_remembers_are_all_found_again);
+    tcase_add_test(tcase, launch_refuses_a_spec_outside_the_kernels_bucket);
+    tcase_add_test(tcase, launch_accepts_every_member_and_better_alignment_but_no_worse);
+    tcase_add_test(tcase, an_absent_real_is_absent_whatever_nan_it_is);
+    tcase_add_test(tcase, eight_threads_that_start_cold_compile_once_and_compute);
+    tcase_add_test(tcase, each_thread_has_its_own_error_text);
+    tcase_add_test(tcase, the_callers_workspace_is_used_and_nothing_beside_it);
+    tcase_add_test(tcase, the_allocator_hook_gives_the_workspace_and_gets_it_back);
+    tcase_add_test(tcase, a_kernel_without_workspace_asks_the_hook_for_nothing);
+    tcase_add_test(tcase, a_new_winner_is_used_by_every_thread_at_its_next_call);
+    tcase_add_test(tcase, a_replaced_kernel_stays_usable);
+    tcase_add_test(tcase, a_winner_stored_while_a_kernel_is_built_is_not_missed);
+    tcase_add_test(tcase, a_winner_serves_neighbours_and_an_illegal_row_serves_nobody);
+    tcase_add_test(tcase, a_hit_needs_no_compiler_and_a_miss_names_what_is_missing);
+    tcase_add_test(tcase, a_mode_that_does_not_exist_is_refused);
+    tcase_add_test(tcase, a_refused_dispatch_is_tried_again_and_may_then_succeed);
+    tcase_add_test(tcase, a_warm_dispatch_takes_less_than_a_microsecond);
+    tcase_add_test(tcase, fifty_contexts_come_and_go_without_a_leak);
+    tcase_add_test(tcase, a_context_that_failed_can_be_asked_why_and_destroyed);
+    suite_add_tcase(suite, tcase);
+    return suite;
+}
+
+int main(void)
+{
+    return common_main(suite_make());
+}

@@ -1,0 +1,932 @@
+/* The tuner, on a family of the suite's own whose knob picks a right, wrong, racing, straying, slow or
+ * broken kernel: each bad one must be rejected for its own reason, the fastest right one must win,
+ * and whatever ran, the caller's memory must come back bit for bit. */
+#include <pthread.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "common.h"
+#include "jit/build.h"
+#include "jit/context.h"
+
+/* ---- mill: out[r] = 2 x[r] (+ out[r]); with a pool, out[slot[r]] += 2 x[r] ----------------- */
+
+enum { P_M, P_N, P_POOL, P_ACCUMULATE, P_MENU, P_COUNT };
+enum { A_X, A_SLOT, A_OUT, A_COUNT };
+enum { KNOB_KIND, KNOB_WORK };
+enum {
+    GOOD, WRONG, RACING, PAST_END, BEFORE_BEGIN, WRITES_INPUT, UNWRITTEN, BROKEN, READS_SCRATCH,
+    PAST_SCRATCH, PADDING, NEIGHBOUR, KINDS
+};
+enum { MENU_SPEEDS, MENU_BAD, MENU_MANY, MENU_HOPELESS, MENU_ACCUMULATE, MENU_POOL };
+
+#define SCRATCH_BYTES 1000
+
+/* What the kernels tell the test: every launch finds out[0] as it was. */
+struct probe {
+    int64_t launches, surprises;
+    float initial;
+};
+static struct probe probe;
+
+struct mill_args {
+    const float *x;
+    const int32_t *slot;
+    float *out;
+    char *scratch;
+    struct probe *probe;
+    int64_t m, n, x_stride, out_stride;
+};
+
+static const char mill_text[] =
+    "struct probe { __INT64_TYPE__ launches, surprises; float initial; };\n"
+    "struct mill_args {\n"
+    "    const float *x; const int *slot; float *out; char *scratch; struct probe *probe;\n"
+    "    __INT64_TYPE__ m, n, x_stride, out_stride;\n"
+    "};\n"
+    "#ifndef KIND\n"
+    "#define KIND 0\n"
+    "#define WORK 0\n"
+    "#define ADDS 0\n"
+    "#endif\n"
+    "#if KIND == 7\n"
+    "#error this kind does not compile\n"
+    "#endif\n"
+    "void mill(const struct mill_args *a, unsigned row, unsigned y, unsigned z)\n"
+    "{\n"
+    "    const float *x = a->x + row * a->x_stride;\n"
+    "    float *out = a->out + (a->slot ? a->slot[row] : row) * a->out_stride;\n"
+    "    int is_last = row == a->m - 1;\n"
+    "    if (row == 0) {\n"
+    "        a->probe->launches++;\n"
+    "        a->probe->surprises += ADDS && out[0] != a->probe->initial;\n"
+    "    }\n"
+    "    for (volatile int w = 0; w < WORK; w++);\n"
+    "    float factor = 2;\n"
+    "    if (KIND == 2 && row && out[-a->out_stride] == 2 * x[-a->x_stride]) factor = 2.00001f;\n"
+    "    if (KIND == 8) factor += a->scratch[0];\n"
+    "    for (__INT64_TYPE__ i = 0; i < a->n; i++) {\n"
+    "        if (KIND == 6 && is_last && i == a->n - 1) break;\n"
+    "        out[i] = factor * x[i] + (ADDS ? out[i] : 0);\n"
+    "    }\n"
+    "    if (KIND == 1 && is_last) out[a->n - 1] += 50;\n"
+    "    if (KIND == 3 && is_last) out[a->n] = 1;\n"
+    "    if (KIND == 4 && row == 0) out[-1] = 1;\n"
+    "    if (KIND == 5 && row == 0) ((float *)x)[a->n - 1] += 1;\n"
+    "    if (KIND == 9 && row == 0) a->scratch[1000] ^= 1;\n"
+    "    if (KIND == 10 && row == 0) out[a->n] = 1;\n"
+    "    if (KIND == 11 && row == 0) out[a->out_stride] += 1;\n"
+    "}\n";
+
+static const struct quern_source sources[] = { { "mill/mill_cpu.c", mill_text }, { NULL, NULL } };
+
+static const struct quern_param params[] = {
+    { "m", QUERN_DYNAMIC, QUERN_SIZE, NULL, 0, QUERN_REQUIRED, "rows" },
+    { "n", QUERN_STATIC, QUERN_SIZE, NULL, 1, 64, "columns" },
+    { "pool", QUERN_STATIC, QUERN_SIZE, NULL, 0, 0, "rows of out; 0: m" },
+    { "accumulate", QUERN_STATIC, QUERN_FLAG, NULL, 0, 0, "add to out" },
+    { "menu", QUERN_STATIC, QUERN_SIZE, NULL, 0, 0, "which candidates are offered" },
+};
+
+static const struct quern_array_info arrays_info[] = {
+    { "x", "IN", "f32", "m, n", "source" },
+    { "slot", "pool ? IN : ABSENT", "i32", "m", "row of out" },
+    { "out", "accumulate ? INOUT : OUT", "f32", "pool ? pool : m, n", "destination" },
+};
+
+static void shape(const struct quern_spec *spec, int index, struct quern_shape *out)
+{
+    const int64_t *v = spec->values;
+    bool is_added = v[P_ACCUMULATE] || v[P_POOL];
+    const int roles[] = { QUERN_IN, v[P_POOL] ? QUERN_IN : QUERN_ABSENT,
+                          is_added ? QUERN_INOUT : QUERN_OUT };
+    out->role = roles[index];
+    out->dtype = index == A_SLOT ? QUERN_I32 : QUERN_F32;
+    out->rank = index == A_SLOT ? 1 : 2;
+    out->dims[0] = index == A_OUT && v[P_POOL] ? v[P_POOL] : v[P_M];
+    out->dims[1] = v[P_N];
+}
+
+static int touched(const struct quern_spec *spec, const struct quern_array *arrays,
+                   const void *const *host, int index, struct quern_range *ranges)
+{
+    struct quern_shape own;
+    int64_t row_bytes = spec->values[P_N] * 4, count = 0;
+    shape(spec, index, &own);
+    if (index != A_OUT || !spec->values[P_POOL]) {
+        ranges[0] = (struct quern_range){ 0, qn_array_span(&own, &arrays[index]) };
+        return 1;
+    }
+    for (int64_t row = 0; row < spec->values[P_POOL]; row++) {
+        bool is_used = false;
+        for (int64_t r = 0; r < spec->values[P_M]; r++)
+            is_used |= ((const int32_t *)host[A_SLOT])[r] == row;
+        if (is_used)
+            ranges[count++] = (struct quern_range){ row * row_bytes, (row + 1) * row_bytes };
+    }
+    return (int)count;
+}
+
+static int inputs(const struct quern_spec *spec, int index, uint64_t seed, void *data)
+{
+    if (index != A_SLOT)
+        return 0;
+    for (int64_t r = 0; r < spec->values[P_M]; r++)
+        ((int32_t *)data)[r] =
+            (int32_t)((r * 37 + (int64_t)(seed % 7)) % spec->values[P_POOL]);
+    return 1;
+}
+
+static int64_t units(const struct quern_spec *spec)
+{
+    return spec->values[P_M];
+}
+
+static void reference(struct quern_ref *ref, int64_t unit)
+{
+    const int64_t *v = quern_ref_spec(ref)->values;
+    int64_t n = v[P_N], to = unit;
+    double *x = quern_ref_scratch(ref, n), *out = quern_ref_scratch(ref, n), slot;
+    if (v[P_POOL]) {
+        quern_ref_read(ref, A_SLOT, unit, 1, &slot);
+        to = (int64_t)slot;
+    }
+    quern_ref_read(ref, A_X, unit * n, n, x);
+    if (v[P_ACCUMULATE] || v[P_POOL])
+        quern_ref_read(ref, A_OUT, to * n, n, out);
+    for (int64_t i = 0; i < n; i++)
+        out[i] += 2 * x[i];
+    quern_ref_expect(ref, A_OUT, to * n, n, out);
+}
+
+static double tolerance(const struct quern_spec *spec, int index)
+{
+    (void)spec, (void)index;
+    return 1e-4;
+}
+
+static void cost(const struct quern_spec *spec, struct quern_cost *out)
+{
+    out->flops = (double)(spec->values[P_M] * spec->values[P_N]);
+    out->bytes = 8 * out->flops;
+}
+
+static int supports(const struct quern_problem *problem)
+{
+    return problem->target->kind == QUERN_CPU;
+}
+
+static void config_set(int32_t *config, int kind, int work)
+{
+    config[KNOB_KIND] = kind;
+    config[KNOB_WORK] = work;
+}
+
+static void heuristic(const struct quern_problem *problem, int32_t *config)
+{
+    bool is_hopeless = problem->bucket->values[P_MENU] == MENU_HOPELESS;
+    config_set(config, is_hopeless ? WRONG : GOOD, 20000);
+}
+
+static int candidates(const struct quern_problem *problem, int32_t (*configs)[QUERN_MAX_KNOBS],
+                      int max)
+{
+    static const int kinds[][KINDS] = {
+        [MENU_BAD] = { WRONG, RACING, PAST_END, BEFORE_BEGIN, WRITES_INPUT, UNWRITTEN, BROKEN,
+                       READS_SCRATCH, PAST_SCRATCH },
+        [MENU_HOPELESS] = { BROKEN, PAST_END },
+        [MENU_ACCUMULATE] = { PADDING },
+        [MENU_POOL] = { NEIGHBOUR, WRITES_INPUT },
+    };
+    int64_t menu = problem->bucket->values[P_MENU];
+    int count = 0;
+    for (int work = 0; menu == MENU_SPEEDS && work < 4; work++)
+        config_set(configs[count++], GOOD, work * 40000 + (work ? 1 : 0));
+    for (int i = 0; menu == MENU_MANY && i < 60 && i < max; i++)
+        config_set(configs[count++], GOOD, 100000 + i);
+    for (int i = 0; menu != MENU_SPEEDS && menu != MENU_MANY && kinds[menu][i]; i++)
+        config_set(configs[count++], kinds[menu][i], 0);
+    return count;
+}
+
+static void plan(const struct quern_problem *problem, const int32_t *config,
+                 struct quern_plan *made)
+{
+    const int64_t *v = problem->bucket->values;
+    struct quern_step *step = quern_plan_kernel(made, "mill", "mill/mill_cpu.c", "mill");
+    quern_step_define(step, "KIND", config[KNOB_KIND]);
+    quern_step_define(step, "WORK", config[KNOB_WORK]);
+    quern_step_define(step, "ADDS", v[P_ACCUMULATE] || v[P_POOL]);
+    made->workspace_bytes = SCRATCH_BYTES;
+}
+
+static void bind(const struct quern_binding *binding, struct quern_launch *launch)
+{
+    const struct quern_array *arrays = binding->arrays;
+    const struct mill_args args = {
+        arrays[A_X].data,    arrays[A_SLOT].data,        arrays[A_OUT].data,
+        binding->workspace,  &probe,                     binding->spec->values[P_M],
+        binding->spec->values[P_N], arrays[A_X].strides[0], arrays[A_OUT].strides[0],
+    };
+    QUERN_BIND(&launch->steps[0], args, args.m, 1, 1);
+}
+
+static const struct quern_knob knobs[] = {
+    [KNOB_KIND] = { "kind", 0, KINDS - 1, "what is wrong with the kernel" },
+    [KNOB_WORK] = { "work", 0, 10000000, "how slow it is" },
+};
+
+static const struct quern_variant mill_cpu = {
+    .name = "mill_cpu", .doc = "the one", .device = QUERN_CPU, .knobs = knobs, .knob_count = 2,
+    .supports = supports, .heuristic = heuristic, .candidates = candidates, .plan = plan,
+    .bind = bind,
+};
+static const struct quern_variant *const variants[] = { &mill_cpu, NULL };
+
+static const struct quern_family mill = {
+    .abi = QUERN_FAMILY_ABI, .name = "mill", .folder = "mill", .doc = "out = 2 x",
+    .params = params, .param_count = P_COUNT, .arrays = arrays_info, .array_count = A_COUNT,
+    .shape = shape, .variants = variants, .sources = sources, .touched = touched,
+    .inputs = inputs, .units = units, .reference = reference, .tolerance = tolerance,
+    .cost = cost,
+};
+
+/* ---- A tuning and what it said ------------------------------------------------------------- */
+
+struct trials {
+    int count, stop_after; /* 0: never */
+    char config[80][64], outcome[80][256];
+};
+
+static int record(void *user, const struct quern_tune_progress *progress)
+{
+    struct trials *trials = user;
+    ck_assert_int_eq(progress->done, trials->count + 1);
+    snprintf(trials->config[trials->count], sizeof(trials->config[0]), "%s", progress->config);
+    snprintf(trials->outcome[trials->count], sizeof(trials->outcome[0]), "%s", progress->outcome);
+    return ++trials->count == trials->stop_after;
+}
+
+static const char *outcome_of(const struct trials *trials, int kind)
+{
+    char config[64];
+    snprintf(config, sizeof(config), "kind=%d,work=0", kind);
+    for (int i = 0; i < trials->count; i++) {
+        if (!strcmp(trials->config[i], config))
+            return trials->outcome[i];
+    }
+    return "(not tried)";
+}
+
+struct tuning {
+    struct quern_context *ctx;
+    struct quern_spec spec;
+    struct quern_request request;
+    struct quern_tune_options options;
+    struct quern_tune_result result;
+    struct trials trials;
+};
+
+/* On one thread unless the options say otherwise: on a busy machine, waiting for a second one drowns
+ * what the candidates differ by. */
+static void tuning_open(struct tuning *tuning, const struct quern_options *options,
+                        const char *text)
+{
+    struct quern_options mine = QUERN_OPTIONS_INIT;
+    if (options)
+        mine = *options;
+    if (!mine.threads)
+        mine.threads = 1;
+    memset(tuning, 0, sizeof(*tuning));
+    memset(&probe, 0, sizeof(probe));
+    tuning->ctx = common_context(&mine);
+    assert_ok(tuning->ctx, quern_family_register(tuning->ctx, &mill));
+    tuning->spec = common_spec(tuning->ctx, text);
+    tuning->request = (struct quern_request)QUERN_REQUEST_INIT;
+    tuning->request.spec = &tuning->spec;
+    tuning->options = (struct quern_tune_options)QUERN_TUNE_OPTIONS_INIT;
+    tuning->options.memory_bytes = 4 << 20; /* no rotation through hundreds of copies */
+    tuning->options.seed = common_seed();
+    tuning->options.progress = record;
+    tuning->options.user = &tuning->trials;
+}
+
+static int tune(struct tuning *tuning)
+{
+    tuning->trials.count = 0;
+    return quern_tune(tuning->ctx, &tuning->request, &tuning->options, &tuning->result);
+}
+
+static void tuning_close(struct tuning *tuning)
+{
+    quern_context_destroy(tuning->ctx);
+}
+
+static struct quern_options file_options(const char *path)
+{
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    options.cache = path;
+    return options;
+}
+
+/* ---- Winners ------------------------------------------------------------------------------- */
+
+START_TEST(the_fastest_right_config_wins_and_serves_the_next_call)
+{
+    struct tuning tuning;
+    struct quern_kernel *before, *after;
+    struct quern_report report;
+    tuning_open(&tuning, NULL, "mill m=16");
+    assert_ok(tuning.ctx, quern_dispatch(tuning.ctx, &tuning.spec, NULL, &before));
+    quern_kernel_report(before, &report);
+    ck_assert_int_eq(report.config_from, QUERN_CONFIG_HEURISTIC);
+
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_str_eq(tuning.result.best.config, "kind=0,work=0");
+    ck_assert_str_eq(tuning.result.heuristic.config, "kind=0,work=20000");
+    ck_assert_double_gt(tuning.result.speedup, 2);
+    ck_assert_int_eq(tuning.result.candidates, 5);
+    ck_assert_int_eq(tuning.result.failed, 0);
+    ck_assert_int_gt(tuning.result.scratch_bytes, 0);
+    ck_assert_str_eq(tuning.trials.config[0], "kind=0,work=20000"); /* the default comes first */
+
+    assert_ok(tuning.ctx, quern_dispatch(tuning.ctx, &tuning.spec, NULL, &after));
+    quern_kernel_report(after, &report);
+    ck_assert_int_eq(report.config_from, QUERN_CONFIG_TUNED);
+    ck_assert_str_eq(report.config, "kind=0,work=0");
+    tuning_close(&tuning);
+}
+END_TEST
+
+START_TEST(a_stored_winner_is_reused_and_force_makes_a_new_generation)
+{
+    struct tuning tuning;
+    struct qn_bucket bucket;
+    struct qn_tuned row;
+    char *text, *group;
+    tuning_open(&tuning, NULL, "mill m=16");
+    assert_ok(tuning.ctx, tune(&tuning));
+    double time_us = tuning.result.best.time_us;
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_int_eq(tuning.result.is_reused, 1);
+    ck_assert_int_eq(tuning.trials.count, 0);
+    ck_assert_double_eq(tuning.result.best.time_us, time_us);
+    ck_assert_double_gt(tuning.result.speedup, 1);
+    tuning.options.force = 1;
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_int_eq(tuning.result.is_reused, 0);
+
+    qn_bucket_make(&tuning.spec, NULL, &bucket);
+    ck_assert(!qn_tuned_key(&bucket, &tuning.ctx->profile, &text, &group));
+    ck_assert_int_eq(qn_tuned_find(tuning.ctx->store, text, &row), QN_STORE_OK);
+    ck_assert_int_eq(row.generation, 2);
+    ck_assert_str_eq(row.config, "kind=0,work=0");
+
+    /* On other templates it serves until somebody tunes. */
+    char digest[] = "00000000000000000000000000000000";
+    free(row.digest);
+    row.digest = digest;
+    row.generation = 3;
+    ck_assert_int_eq(qn_tuned_put(tuning.ctx->store, &row, NULL), QN_STORE_OK);
+    row.digest = NULL;
+    qn_tuned_fini(&row);
+    tuning.options.force = 0;
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_int_eq(tuning.result.is_reused, 0);
+    ck_assert_int_eq(qn_tuned_find(tuning.ctx->store, text, &row), QN_STORE_OK);
+    ck_assert_int_eq(row.generation, 4);
+    qn_tuned_fini(&row);
+    free(text);
+    free(group);
+    tuning_close(&tuning);
+}
+END_TEST
+
+START_TEST(two_tunings_give_one_winner_and_neighbours_seed_the_search)
+{
+    struct tuning first, second;
+    tuning_open(&first, NULL, "mill m=16");
+    tuning_open(&second, NULL, "mill m=16");
+    assert_ok(first.ctx, tune(&first));
+    assert_ok(second.ctx, tune(&second));
+    ck_assert_str_eq(first.result.best.config, second.result.best.config);
+
+    second.spec = common_spec(second.ctx, "mill m=64");
+    assert_ok(second.ctx, tune(&second));
+    ck_assert_str_eq(second.trials.config[1], "kind=0,work=0"); /* m=16's winner */
+    tuning_close(&first);
+    tuning_close(&second);
+}
+END_TEST
+
+static void *tune_main(void *data)
+{
+    struct tuning *tuning = data;
+    int status = quern_tune(tuning->ctx, &tuning->request, &tuning->options, &tuning->result);
+    return (void *)(intptr_t)status;
+}
+
+START_TEST(of_two_that_tune_at_once_one_works_and_both_have_its_winner)
+{
+    char *path = common_scratch_path("race/quern.db");
+    struct quern_options options = file_options(path);
+    struct tuning tunings[2];
+    pthread_t threads[2];
+    for (int i = 0; i < 2; i++) {
+        tuning_open(&tunings[i], &options, "mill m=32");
+        tunings[i].options.progress = NULL;
+    }
+    for (int i = 0; i < 2; i++)
+        ck_assert(!pthread_create(&threads[i], NULL, tune_main, &tunings[i]));
+    for (int i = 0; i < 2; i++) {
+        void *status;
+        pthread_join(threads[i], &status);
+        ck_assert_ptr_null(status);
+    }
+    ck_assert_int_eq(tunings[0].result.is_reused + tunings[1].result.is_reused, 1);
+    ck_assert_str_eq(tunings[0].result.best.config, tunings[1].result.best.config);
+    ck_assert_double_eq(tunings[0].result.best.time_us, tunings[1].result.best.time_us);
+    for (int i = 0; i < 2; i++)
+        tuning_close(&tunings[i]);
+    free(path);
+}
+END_TEST
+
+/* ---- Bad candidates ------------------------------------------------------------------------ */
+
+START_TEST(every_bad_kernel_is_rejected_for_its_own_reason)
+{
+    static const struct {
+        int kind;
+        const char *reason;
+    } cases[] = {
+        { WRONG, "out: row 15, element 63: wanted" },
+        { RACING, "they depend on each other" },
+        { PAST_END, "out: written out of bounds, 1 byte after it" },
+        { BEFORE_BEGIN, "before it" },
+        { WRITES_INPUT, "x: byte 25" }, /* the last float of row 0: bytes 252 to 255 */
+        { UNWRITTEN, "(unwritten)" },
+        { BROKEN, "this kind does not compile" },
+        { READS_SCRATCH, "out: " },
+        { PAST_SCRATCH, "workspace: written out of bounds, 1 byte after it" },
+    };
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    struct tuning tuning;
+    options.threads = 2;
+    tuning_open(&tuning, &options, "mill m=16 menu=1");
+    assert_ok(tuning.ctx, tune(&tuning));
+    for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+        const char *outcome = outcome_of(&tuning.trials, cases[i].kind);
+        ck_assert_msg(strstr(outcome, cases[i].reason), "kind %d: \"%s\", without \"%s\"",
+                      cases[i].kind, outcome, cases[i].reason);
+        ck_assert(!strchr(outcome, '\n'));
+    }
+    ck_assert_int_eq(tuning.result.failed, 9);
+    ck_assert_str_eq(tuning.result.best.config, "kind=0,work=20000");
+    tuning_close(&tuning);
+}
+END_TEST
+
+START_TEST(when_nothing_passes_the_reason_is_the_defaults)
+{
+    struct tuning tuning;
+    tuning_open(&tuning, NULL, "mill m=16 menu=3");
+    assert_refused(tuning.ctx, tune(&tuning), QUERN_CHECK_FAILED,
+                   "none of 3 candidates passed; mill_cpu kind=1,work=20000: out: row 15");
+    tuning_close(&tuning);
+}
+END_TEST
+
+/* ---- The caller's memory ------------------------------------------------------------------- */
+
+/* Arrays of the request, strided by `padding`, of random bytes that make ordinary floats. */
+struct memory {
+    struct quern_array arrays[A_COUNT];
+    float *data[A_COUNT], *copy[A_COUNT];
+    size_t bytes[A_COUNT];
+};
+
+static void memory_init(struct memory *memory, struct tuning *tuning, int64_t padding)
+{
+    uint64_t seed = common_seed();
+    memset(memory, 0, sizeof(*memory));
+    for (int i = 0; i < A_COUNT; i++) {
+        struct quern_shape own;
+        shape(&tuning->spec, i, &own);
+        if (own.role == QUERN_ABSENT)
+            continue;
+        int64_t stride = i == A_SLOT ? 1 : own.dims[1] + padding;
+        memory->bytes[i] = (size_t)(own.dims[0] * stride) * 4;
+        memory->data[i] = malloc(memory->bytes[i]);
+        memory->copy[i] = malloc(memory->bytes[i]);
+        memory->arrays[i].data = memory->data[i];
+        if (i == A_SLOT) {
+            inputs(&tuning->spec, i, 3, memory->data[i]);
+        } else {
+            memory->arrays[i].rank = 2;
+            memory->arrays[i].strides[0] = stride;
+            memory->arrays[i].strides[1] = 1;
+            for (size_t e = 0; e < memory->bytes[i] / 4; e++)
+                memory->data[i][e] = (float)common_between(&seed, 1, 1000) / 16;
+        }
+        memcpy(memory->copy[i], memory->data[i], memory->bytes[i]);
+    }
+    tuning->request.arrays = memory->arrays;
+    probe.initial = memory->data[A_OUT] ? memory->data[A_OUT][0] : 0;
+}
+
+static void memory_is_whole(const struct memory *memory)
+{
+    for (int i = 0; i < A_COUNT; i++) {
+        for (size_t e = 0; e < memory->bytes[i] / 4; e++)
+            ck_assert_msg(!memcmp(&memory->data[i][e], &memory->copy[i][e], 4),
+                          "array %d, element %zu was %a and is %a", i, e,
+                          (double)memory->copy[i][e], (double)memory->data[i][e]);
+    }
+}
+
+static void memory_fini(struct memory *memory)
+{
+    for (int i = 0; i < A_COUNT; i++) {
+        free(memory->data[i]);
+        free(memory->copy[i]);
+    }
+}
+
+START_TEST(an_accumulating_kernel_finds_its_array_restored_before_every_launch)
+{
+    struct tuning tuning;
+    struct memory memory;
+    tuning_open(&tuning, NULL, "mill m=16 accumulate=1 menu=4");
+    memory_init(&memory, &tuning, 5);
+    assert_ok(tuning.ctx, tune(&tuning));
+    memory_is_whole(&memory);
+    ck_assert_int_gt(probe.launches, 6);
+    ck_assert_int_eq(probe.surprises, 0);
+    ck_assert_msg(strstr(outcome_of(&tuning.trials, PADDING), "no element of an output covers"),
+                  "%s", outcome_of(&tuning.trials, PADDING));
+    memory_fini(&memory);
+    tuning_close(&tuning);
+}
+END_TEST
+
+START_TEST(bad_kernels_leave_the_callers_arrays_alone)
+{
+    for (int budget = 0; budget < 2; budget++) {
+        struct tuning tuning;
+        struct memory memory;
+        tuning_open(&tuning, NULL, "mill m=512 n=256 menu=1");
+        memory_init(&memory, &tuning, 0);
+        if (budget) /* out fits, x does not: it is used in place, and mended */
+            tuning.options.memory_bytes = 700 << 10;
+        assert_ok(tuning.ctx, tune(&tuning));
+        ck_assert_int_eq(tuning.result.failed, 9);
+        ck_assert_msg(strstr(outcome_of(&tuning.trials, WRITES_INPUT), "but it is an input"), "%s",
+                      outcome_of(&tuning.trials, WRITES_INPUT));
+        memory_is_whole(&memory);
+        memory_fini(&memory);
+        tuning_close(&tuning);
+    }
+}
+END_TEST
+
+START_TEST(too_little_memory_is_refused_by_name)
+{
+    struct tuning tuning;
+    struct memory memory;
+    tuning_open(&tuning, NULL, "mill m=512 n=256");
+    memory_init(&memory, &tuning, 0);
+    tuning.options.memory_bytes = 1000;
+    assert_refused(tuning.ctx, tune(&tuning), QUERN_NO_MEMORY, "memory_bytes=1000: must be at");
+    memory_is_whole(&memory);
+    memory_fini(&memory);
+    tuning_close(&tuning);
+}
+END_TEST
+
+START_TEST(an_input_that_overlaps_an_output_is_restored)
+{
+    struct tuning tuning;
+    struct memory memory;
+    tuning_open(&tuning, NULL, "mill m=16");
+    memory_init(&memory, &tuning, 0);
+    memory.arrays[A_OUT] = memory.arrays[A_X]; /* in place: twice would be 4 x */
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_str_eq(tuning.result.best.config, "kind=0,work=0");
+    memory_is_whole(&memory);
+    memory_fini(&memory);
+    tuning_close(&tuning);
+}
+END_TEST
+
+/* What the allocator hook gave out. */
+static _Atomic int64_t held_bytes, most_bytes;
+
+static void *count_alloc(size_t bytes, int device, void *stream, void *user)
+{
+    (void)device, (void)stream, (void)user;
+    int64_t now = atomic_fetch_add(&held_bytes, (int64_t)bytes) + (int64_t)bytes;
+    most_bytes = now > most_bytes ? now : most_bytes;
+    return aligned_alloc(256, (bytes + 255) / 256 * 256);
+}
+
+static void count_free(void *data, size_t bytes, int device, void *stream, void *user)
+{
+    (void)device, (void)stream, (void)user;
+    atomic_fetch_sub(&held_bytes, (int64_t)bytes);
+    free(data);
+}
+
+START_TEST(of_a_pool_only_the_slots_in_use_are_saved)
+{
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    struct tuning tuning;
+    struct memory memory;
+    options.alloc = count_alloc;
+    options.free = count_free;
+    tuning_open(&tuning, &options, "mill m=8 n=256 pool=16384 menu=5"); /* 16 MiB */
+    memory_init(&memory, &tuning, 0);
+    probe.initial = memory.data[A_OUT][((int32_t *)memory.data[A_SLOT])[0] * 256];
+    tuning.options.memory_bytes = 256 << 10;
+    held_bytes = most_bytes = 0;
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_int_le(most_bytes, (256 << 10) + SCRATCH_BYTES + 512);
+    ck_assert_int_eq(held_bytes, 0);
+    ck_assert_int_eq(probe.surprises, 0);
+    ck_assert_int_gt(probe.launches, 6);
+    memory_is_whole(&memory);
+    ck_assert_msg(strstr(outcome_of(&tuning.trials, NEIGHBOUR), "no element of an output covers"),
+                  "%s", outcome_of(&tuning.trials, NEIGHBOUR));
+    memory_fini(&memory);
+    tuning_close(&tuning);
+}
+END_TEST
+
+START_TEST(measuring_leaves_every_array_as_it_was)
+{
+    struct tuning tuning;
+    struct memory memory;
+    struct quern_kernel *kernel;
+    struct quern_time time;
+    tuning_open(&tuning, NULL, "mill m=13 accumulate=1");
+    memory_init(&memory, &tuning, 1);
+    assert_ok(tuning.ctx, quern_prepare(tuning.ctx, &tuning.request, &kernel));
+    assert_ok(tuning.ctx, quern_measure(tuning.ctx, kernel, &tuning.spec, memory.arrays, 300,
+                                        &time));
+    memory_is_whole(&memory);
+    ck_assert_int_ge(probe.launches, 300);
+    ck_assert_int_eq(probe.surprises, 0);
+    ck_assert_int_eq(time.samples, 300);
+    ck_assert_double_gt(time.median_us, 0);
+    ck_assert_double_eq(time.flops, 13 * 64);
+    assert_refused(tuning.ctx,
+                   quern_measure(tuning.ctx, kernel, &tuning.spec, memory.arrays, 0, &time),
+                   QUERN_INVALID, "iterations=0");
+    assert_refused(tuning.ctx, quern_measure(tuning.ctx, kernel, &tuning.spec, NULL, 1, &time),
+                   QUERN_INVALID, "arrays=NULL");
+    memory_fini(&memory);
+    tuning_close(&tuning);
+}
+END_TEST
+
+START_TEST(the_built_in_inout_families_come_back_bit_for_bit)
+{
+    static const char *const texts[] = { "copy n=65536 inplace=1",
+                                         "gemm m=32 n=48 k=64 a=bf16 b=bf16 d=bf16 accumulate=1" };
+    struct quern_context *ctx = common_context(NULL);
+    for (int i = 0; i < 2; i++) {
+        struct quern_spec spec = common_spec(ctx, texts[i]);
+        struct quern_request request = QUERN_REQUEST_INIT;
+        struct quern_tune_options options = QUERN_TUNE_OPTIONS_INIT;
+        struct quern_tune_result result;
+        struct common_arrays set;
+        common_arrays_init(&set, ctx, &spec, (struct common_layout){ 0, 3 * i }, common_seed());
+        common_arrays_keep(&set);
+        request.spec = &spec;
+        request.arrays = set.arrays;
+        options.max_configs = 3;
+        options.memory_bytes = 8 << 20;
+        assert_ok(ctx, quern_tune(ctx, &request, &options, &result));
+        ck_assert_int_eq(common_arrays_differ(&set), -1);
+        ck_assert_int_eq(result.failed, 0);
+        common_arrays_fini(&set);
+    }
+    quern_context_destroy(ctx);
+}
+END_TEST
+
+/* ---- Limits -------------------------------------------------------------------------------- */
+
+START_TEST(the_budget_bounds_the_whole_and_the_default_is_always_timed)
+{
+    static const double budgets[] = { 1e-6, 1.5 };
+    for (int i = 0; i < 2; i++) {
+        struct tuning tuning;
+        tuning_open(&tuning, NULL, "mill m=256 menu=2");
+        tuning.options.budget_s = budgets[i];
+        assert_ok(tuning.ctx, tune(&tuning));
+        ck_assert_double_lt(tuning.result.seconds, budgets[i] + 4);
+        ck_assert_int_ge(tuning.result.candidates, 1);
+        ck_assert_int_lt(tuning.result.candidates, 61);
+        ck_assert_double_gt(tuning.result.heuristic.time_us, 0);
+        tuning_close(&tuning);
+    }
+}
+END_TEST
+
+START_TEST(max_configs_and_progress_end_the_search)
+{
+    struct tuning tuning;
+    tuning_open(&tuning, NULL, "mill m=16");
+    tuning.options.max_configs = 2;
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_int_eq(tuning.result.candidates, 2);
+    tuning.options.max_configs = 0;
+    tuning.options.force = 1;
+    tuning.trials.stop_after = 3;
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_int_eq(tuning.result.candidates, 3);
+    tuning_close(&tuning);
+}
+END_TEST
+
+START_TEST(sealed_gives_a_stored_winner_and_never_tunes)
+{
+    char *path = common_scratch_path("sealed/quern.db");
+    struct quern_options options = file_options(path);
+    struct tuning tuning;
+    tuning_open(&tuning, &options, "mill m=16");
+    assert_ok(tuning.ctx, tune(&tuning));
+    tuning_close(&tuning);
+    options.mode = "sealed";
+    tuning_open(&tuning, &options, "mill m=16");
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_int_eq(tuning.result.is_reused, 1);
+    tuning.spec = common_spec(tuning.ctx, "mill m=64");
+    assert_refused(tuning.ctx, tune(&tuning), QUERN_SEALED, "mode=sealed: mill m=64");
+    tuning_close(&tuning);
+    free(path);
+}
+END_TEST
+
+START_TEST(illegal_requests_are_refused_by_name)
+{
+    struct tuning tuning;
+    tuning_open(&tuning, NULL, "mill m=16");
+    tuning.request.config = "kind=0";
+    assert_refused(tuning.ctx, tune(&tuning), QUERN_INVALID, "config=kind=0: must be NULL");
+    tuning.request.config = NULL;
+    tuning.request.variant = "no_such";
+    assert_refused(tuning.ctx, tune(&tuning), QUERN_INVALID, "variant=no_such");
+    tuning.request.variant = NULL;
+    tuning.options.budget_s = -1;
+    assert_refused(tuning.ctx, tune(&tuning), QUERN_INVALID, "budget_s=-1");
+    tuning.options.budget_s = 0;
+    tuning.options.max_configs = -2;
+    assert_refused(tuning.ctx, tune(&tuning), QUERN_INVALID, "max_configs=-2");
+    tuning.options.size = 1;
+    assert_refused(tuning.ctx, tune(&tuning), QUERN_INVALID, "options.size=1");
+    tuning.request.size = 1;
+    assert_refused(tuning.ctx, tune(&tuning), QUERN_INVALID, "request.size=1");
+    tuning_close(&tuning);
+}
+END_TEST
+
+/* ---- Killed and resumed -------------------------------------------------------------------- */
+
+static int die_at_sixth(void *user, const struct quern_tune_progress *progress)
+{
+    (void)user;
+    if (progress->done == 6)
+        kill(getpid(), SIGKILL);
+    return 0;
+}
+
+/* What `test_tune --die FILE` does: no test runs there, so nothing of Check's may be called. */
+static int tune_and_die(const char *path)
+{
+    struct quern_options options = file_options(path);
+    struct quern_request request = QUERN_REQUEST_INIT;
+    struct quern_tune_options tune_options = QUERN_TUNE_OPTIONS_INIT;
+    struct quern_tune_result result;
+    struct quern_context *ctx;
+    struct quern_spec spec;
+    options.device = "cpu";
+    options.threads = 1;
+    request.spec = &spec;
+    tune_options.progress = die_at_sixth;
+    int status = quern_context_create(&options, &ctx);
+    if (!status)
+        status = quern_family_register(ctx, &mill);
+    if (!status)
+        status = quern_spec_parse(ctx, "mill m=16 menu=1", &spec);
+    if (!status)
+        status = quern_tune(ctx, &request, &tune_options, &result);
+    fprintf(stderr, "%s\n", quern_errmsg(ctx));
+    return status != 0;
+}
+
+struct kept {
+    int count, failed;
+    char config[64];
+};
+
+/* Trials that the killed process left; the failed ones are marked, to see whether they are run
+ * again. */
+static int visit_kept(void *user, const struct qn_trial *trial)
+{
+    struct kept *kept = user;
+    kept->count++;
+    kept->failed += strcmp(trial->outcome, "ok") != 0;
+    if (strstr(trial->config, "kind=2,"))
+        snprintf(kept->config, sizeof(kept->config), "%s", trial->config);
+    return 0;
+}
+
+static int visit_mark(void *user, const struct qn_trial *trial)
+{
+    struct qn_trial *marked = user;
+    if (strcmp(trial->config, "kind=2,work=0"))
+        return 0;
+    *marked = *trial;
+    marked->text = strdup(trial->text);
+    marked->variant = strdup(trial->variant);
+    marked->config = strdup(trial->config);
+    marked->digest = strdup(trial->digest);
+    marked->toolkit = strdup(trial->toolkit);
+    marked->outcome = strdup("marked by the test");
+    return 1;
+}
+
+START_TEST(a_killed_tuning_resumes_where_it_stopped)
+{
+    char *path = common_scratch_path("killed/quern.db");
+    char *const arguments[] = { "test_tune", "--die", path, NULL };
+    struct quern_options options = file_options(path);
+    struct tuning tuning;
+    struct qn_bucket bucket;
+    struct qn_trial marked;
+    struct kept kept = { 0 };
+    char *text, *group;
+    pid_t child;
+    int code;
+    ck_assert(!posix_spawn(&child, "/proc/self/exe", NULL, NULL, arguments, environ));
+    ck_assert_int_eq(waitpid(child, &code, 0), child);
+    ck_assert(WIFSIGNALED(code) && WTERMSIG(code) == SIGKILL);
+
+    tuning_open(&tuning, &options, "mill m=16 menu=1");
+    qn_bucket_make(&tuning.spec, NULL, &bucket);
+    ck_assert(!qn_tuned_key(&bucket, &tuning.ctx->profile, &text, &group));
+    qn_trial_each(tuning.ctx->store, text, 1, visit_kept, &kept);
+    ck_assert_int_eq(kept.count, 6);
+    ck_assert_int_eq(kept.failed, 5);
+    ck_assert_str_eq(kept.config, "kind=2,work=0");
+    qn_trial_each(tuning.ctx->store, text, 1, visit_mark, &marked);
+    ck_assert_int_eq(qn_trial_put(tuning.ctx->store, &marked), QN_STORE_OK);
+    qn_trial_fini(&marked);
+
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_int_eq(tuning.result.candidates, 10);
+    ck_assert_int_eq(tuning.result.failed, 9);
+    ck_assert_str_eq(outcome_of(&tuning.trials, RACING), "marked by the test");
+    free(text);
+    free(group);
+    free(path);
+    tuning_close(&tuning);
+}
+END_TEST
+
+int main(int argc, char **argv)
+{
+    if (argc == 3 && !strcmp(argv[1], "--die"))
+        return tune_and_die(argv[2]);
+    Suite *suite = suite_create("tune");
+    TCase *tests = tcase_create("tune");
+    tcase_set_timeout(tests, 120);
+    tcase_add_test(tests, the_fastest_right_config_wins_and_serves_the_next_call);
+    tcase_add_test(tests, a_stored_winner_is_reused_and_force_makes_a_new_generation);
+    tcase_add_test(tests, two_tunings_give_one_winner_and_neighbours_seed_the_search);
+    tcase_add_test(tests, of_two_that_tune_at_once_one_works_and_both_have_its_winner);
+    tcase_add_test(tests, every_bad_kernel_is_rejected_for_its_own_reason);
+    tcase_add_test(tests, when_nothing_passes_the_reason_is_the_defaults);
+    tcase_add_test(tests, an_accumulating_kernel_finds_its_array_restored_before_every_launch);
+    tcase_add_test(tests, bad_kernels_leave_the_callers_arrays_alone);
+    tcase_add_test(tests, too_little_memory_is_refused_by_name);
+    tcase_add_test(tests, an_input_that_overlaps_an_output_is_restored);
+    tcase_add_test(tests, of_a_pool_only_the_slots_in_use_are_saved);
+    tcase_add_test(tests, measuring_leaves_every_array_as_it_was);
+    tcase_add_test(tests, the_built_in_inout_families_come_back_bit_for_bit);
+    tcase_add_test(tests, the_budget_bounds_the_whole_and_the_default_is_always_timed);
+    tcase_add_test(tests, max_configs_and_progress_end_the_search);
+    tcase_add_test(tests, sealed_gives_a_stored_winner_and_never_tunes);
+    tcase_add_test(tests, illegal_requests_are_refused_by_name);
+    tcase_add_test(tests, a_killed_tuning_resumes_where_it_stopped);
+    suite_add_tcase(suite, tests);
+    return common_main(suite);
+}

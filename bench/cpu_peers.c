@@ -501,7 +501,7 @@ static void run_everything(struct run *run)
         workload_init(&named, run, &cases[i]);
         if ((cases[i].is_extra && run->is_quick) || (run->only && !strstr(named.label, run->only)))
             continue;
-        run_part(run, named.label, 120, part_case, &cases[i]);
+        run_part(run, named.label, 240, part_case, &cases[i]);
     }
     if (run->only && !strstr("starts", run->only))
         return;

@@ -61,8 +61,8 @@ typedef float peak_function(int64_t rounds);
 typedef uint64_t stream_function(const char *data, int64_t bytes, int streams, int ahead);
 
 #define DEFINE_STREAM(name, attribute, bytes)                                                      \
-    attribute static inline uint64_t name##_n(const char *data, int64_t total, const int streams,  \
-                                              int ahead)                                           \
+    attribute static inline __attribute__((always_inline))                                         \
+    uint64_t name##_n(const char *data, int64_t total, const int streams, int ahead)               \
     {                                                                                              \
         typedef uint64_t vec __attribute__((vector_size(bytes)));                                  \
         vec sum[8] = { { 0 } };                                                                    \

@@ -13,9 +13,9 @@
  *                       ^ asked for           ^ next        ^ limit = asked for + window
  *
  * Threads take `next` while it is below `limit`. On a GPU the bench runs meanwhile. On the CPU
- * compilers would disturb the measurement, so there the window is built whole while the bench waits,
- * and then nothing is begun until the bench asks past it. The first window is one candidate: the
- * default is measured however small the budget.
+ * compilers would disturb the measurement, so there the window is built whole while the bench
+ * waits, and then nothing is begun until the bench asks past it. The first window is one candidate:
+ * the default is measured however small the budget.
  */
 #include "jit/candidate.h"
 
@@ -204,8 +204,9 @@ static struct qn_build_request request_of(const struct qn_candidate *candidate,
                                           const struct quern_context *ctx,
                                           const struct qn_bucket *bucket)
 {
-    return (struct qn_build_request){ bucket, &ctx->target, &ctx->profile,
-                                      candidate->variant->name, candidate->text, true };
+    return (struct qn_build_request){ bucket,          &ctx->target,
+                                      &ctx->profile,   candidate->variant->name,
+                                      candidate->text, true };
 }
 
 static int64_t spills_of(const struct quern_kernel *kernel)
@@ -341,9 +342,9 @@ bool qn_builder_wait(struct qn_builder *builder, int index)
     struct qn_candidate *candidate = &builder->candidates->list[index];
     pthread_mutex_lock(&builder->lock);
     window_move(builder, index);
-    while (builder->options.is_exclusive ? builder->in_flight || is_open(builder)
-                                         : candidate->state == QN_CANDIDATE_NEW &&
-                                               (builder->in_flight || is_open(builder)))
+    while (builder->options.is_exclusive
+               ? builder->in_flight || is_open(builder)
+               : candidate->state == QN_CANDIDATE_NEW && (builder->in_flight || is_open(builder)))
         pthread_cond_wait(&builder->idle, &builder->lock);
     bool is_done = candidate->state != QN_CANDIDATE_NEW;
     pthread_mutex_unlock(&builder->lock);

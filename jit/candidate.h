@@ -10,9 +10,9 @@ enum qn_candidate_state { QN_CANDIDATE_NEW, QN_CANDIDATE_BUILT, QN_CANDIDATE_FAI
 struct qn_candidate {
     const struct quern_variant *variant;
     int32_t config[QUERN_MAX_KNOBS];
-    char text[512]; /* the config's */
+    char text[512];  /* the config's */
     bool is_default; /* what an untuned call would use; always the first of the list */
-    bool is_known;  /* an earlier, interrupted tuning tried it: outcome and stat are that one's */
+    bool is_known;   /* an earlier, interrupted tuning tried it: outcome and stat are that one's */
 
     enum qn_candidate_state state; /* what follows belongs to the builder until it is not NEW */
     struct quern_kernel *kernel;
@@ -26,9 +26,9 @@ struct qn_candidates {
     int count;
 };
 
-/* Legal and distinct: every variant's heuristic, then what neighbours' winners say, then the variants'
- * own lists, a config of each in turn. variant NULL: all. limit 0: no limit, else at least 1.
- * QUERN_UNSUPPORTED if no variant serves the bucket. */
+/* Legal and distinct: every variant's heuristic, then what neighbours' winners say, then the
+ * variants' own lists, a config of each in turn. variant NULL: all. limit 0: no limit, else at
+ * least 1. QUERN_UNSUPPORTED if no variant serves the bucket. */
 int qn_candidates_init(struct qn_candidates *candidates, struct quern_context *ctx,
                        const struct qn_bucket *bucket, const char *variant, const char *group,
                        int limit);
@@ -41,8 +41,8 @@ void qn_candidate_build(struct qn_candidate *candidate, struct quern_context *ct
 void qn_candidate_digest(struct qn_candidate *candidate, struct quern_context *ctx,
                          const struct qn_bucket *bucket);
 
-/* Threads that build candidates in order, a window ahead of the one asked for. Known ones are passed
- * over. */
+/* Threads that build candidates in order, a window ahead of the one asked for. Known ones are
+ * passed over. */
 struct qn_builder;
 struct qn_builder_options {
     int jobs;

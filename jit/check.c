@@ -7,9 +7,9 @@
  *   1. Choose the units: all of them while the work is within WORK_BUDGET and the rows within
  *      ELEMENT_BUDGET, else the first, the last and those beside tile edges, always, and a random
  *      sample by seed up to the budget.
- *   2. Evaluate them in parallel. Each thread has its own quern_ref: rows it was given, scratch that
- *      is reset after a unit. A reference that breaks its contract (reads or expects outside an
- *      array) or runs out of memory jumps out of its unit: it owns nothing, so nothing leaks.
+ *   2. Evaluate them in parallel. Each thread has its own quern_ref: rows it was given, scratch
+ *      that is reset after a unit. A reference that breaks its contract (reads or expects outside
+ *      an array) or runs out of memory jumps out of its unit: it owns nothing, so nothing leaks.
  *   3. Keep the rows sorted, so that sums are the same whatever the threads did.
  *
  * The verdict, for each output array, tol = tolerance():
@@ -17,11 +17,10 @@
  *     where the dtype itself overflows; no element is still poison; the error's norm is at most
  *     4 tol of the row's. A row of zeros must be zeros.
  *   - all compared rows: the error's norm is at most tol of theirs.
- *   - not all units evaluated: the family's linear check, where it has one, is at most tol; and where
- *     units tile the output, no element anywhere is still poison.
+ *   - not all units evaluated: the family's linear check, where it has one, is at most tol; and
+ *     where units tile the output, no element anywhere is still poison.
  *
- * This file launches nothing except in quern_verify(), which checks one kernel on the caller's own
- * arrays. A kernel that crashes or hangs is not survived: it runs in this process.
+ * Nothing here launches: verify.c and testbed.c do, and hand over what they found.
  */
 #include "jit/check.h"
 
@@ -34,11 +33,11 @@
 
 #include "jit/dtype.h"
 
-#define WORK_BUDGET 4e9                 /* operations, or bytes if they are more */
-#define ELEMENT_BUDGET (32 << 20)       /* of expected outputs: 256 MiB of doubles */
-#define ROW_SLACK 4                     /* a row's error may be this many tolerances */
-#define ARENA_DOUBLES (64 << 10)        /* the least block of an arena */
-#define COMPARE_BLOCK 1024              /* elements decoded at a time */
+#define WORK_BUDGET 4e9           /* operations, or bytes if they are more */
+#define ELEMENT_BUDGET (32 << 20) /* of expected outputs: 256 MiB of doubles */
+#define ROW_SLACK 4               /* a row's error may be this many tolerances */
+#define ARENA_DOUBLES (64 << 10)  /* the least block of an arena */
+#define COMPARE_BLOCK 1024        /* elements decoded at a time */
 
 /* ---- Arenas -------------------------------------------------------------------------------- */
 
@@ -204,7 +203,8 @@ void quern_ref_expect(struct quern_ref *ref, int index, int64_t first, int64_t c
 
 double *quern_ref_scratch(struct quern_ref *ref, int64_t count)
 {
-    double *memory = count >= 0 && count <= INT64_MAX / 16 ? arena_take(&ref->scratch, count) : NULL;
+    bool is_sane = count >= 0 && count <= QUERN_SIZE_MAX;
+    double *memory = is_sane ? arena_take(&ref->scratch, count) : NULL;
     if (!memory)
         ref_fail(ref, QUERN_NO_MEMORY, "out of memory: the reference asks for %lld doubles",
                  (long long)count);
@@ -220,12 +220,22 @@ static uint64_t mix(uint64_t x)
     return x ^ (x >> 31);
 }
 
+/* Of an array's elements those that the call touches: of a pool only the slots in use. */
+static int64_t touched_elements(const struct qn_regions *map, int index)
+{
+    int64_t bytes = 0, all = map->layouts[index].count;
+    for (int r = 0; r < map->touched_count[index]; r++)
+        bytes += map->touched[index][r].end - map->touched[index][r].begin;
+    int64_t touched = all ? bytes / map->layouts[index].element_bytes : 0;
+    return touched < all ? touched : all;
+}
+
 static int64_t output_elements(const struct qn_regions *map)
 {
     int64_t count = 0;
     for (int i = 0; i < map->spec.family->array_count; i++) {
         bool is_output = map->shapes[i].role == QUERN_OUT || map->shapes[i].role == QUERN_INOUT;
-        count += is_output ? map->layouts[i].count : 0;
+        count += is_output ? touched_elements(map, i) : 0;
     }
     return count;
 }
@@ -236,8 +246,8 @@ static int64_t units_within_budget(const struct qn_regions *map, int64_t units)
     struct quern_cost cost = { 0, 0 };
     family->cost(&map->spec, &cost);
     double work = cost.flops > cost.bytes ? cost.flops : cost.bytes;
-    double share = fmin(WORK_BUDGET / fmax(work, 1),
-                        ELEMENT_BUDGET / fmax((double)output_elements(map), 1));
+    double share =
+        fmin(WORK_BUDGET / fmax(work, 1), ELEMENT_BUDGET / fmax((double)output_elements(map), 1));
     return share >= 1 ? units : (int64_t)((double)units * share);
 }
 
@@ -310,8 +320,7 @@ static int rows_collect(struct qn_expectation *expectation, struct quern_ref *re
     if (status)
         *why = ref->why;
     int64_t total = expectation->row_count + ref->row_count;
-    struct row *rows =
-        realloc(expectation->rows, (size_t)(total ? total : 1) * sizeof(*rows));
+    struct row *rows = realloc(expectation->rows, (size_t)(total ? total : 1) * sizeof(*rows));
     if (rows) {
         expectation->rows = rows;
         if (ref->row_count)
@@ -445,8 +454,8 @@ static void elements_judge(const struct row *row, int64_t first, int64_t count, 
         if (__builtin_expect(isfinite(difference), 1)) {
             outcome->error += difference * difference;
             outcome->norm += wanted[i] * wanted[i];
-        } else if (outcome->bad < 0 && (isfinite(got[i]) ||
-                                        !is_right_special(dtype, wanted[i], got[i], tol))) {
+        } else if (outcome->bad < 0 &&
+                   (isfinite(got[i]) || !is_right_special(dtype, wanted[i], got[i], tol))) {
             outcome->bad = first + i;
         }
     }
@@ -492,8 +501,7 @@ static bool is_poison(const struct qn_regions *map, const struct qn_image *after
 {
     int64_t offset, bytes = map->layouts[index].element_bytes;
     qn_array_piece(map, index, element, 1, &offset);
-    const unsigned char *at =
-        (const unsigned char *)qn_image_at(map, after, index, offset, bytes);
+    const unsigned char *at = (const unsigned char *)qn_image_at(map, after, index, offset, bytes);
     bool is_first = true, is_second = true;
     for (int64_t i = 0; at && i < bytes; i++) {
         is_first &= at[i] == qn_poison_byte(map->shapes[index].dtype, 0);
@@ -520,8 +528,8 @@ static void refuse_element(struct quern_check *check, const struct qn_expectatio
 }
 
 /* Element of the row that is furthest off. */
-static int64_t worst_element(const struct qn_expectation *expectation,
-                             const struct qn_image *after, const struct row *row)
+static int64_t worst_element(const struct qn_expectation *expectation, const struct qn_image *after,
+                             const struct row *row)
 {
     int64_t worst = 0;
     double largest = -1, got;
@@ -585,7 +593,8 @@ static int linear_judge(const struct qn_expectation *expectation, const struct q
                         struct quern_check *check, struct quern_message *why)
 {
     const struct quern_family *family = expectation->map->spec.family;
-    struct quern_ref ref = { .map = expectation->map, .before = expectation->before,
+    struct quern_ref ref = { .map = expectation->map,
+                             .before = expectation->before,
                              .after = after };
     double volatile error = 0;
     if (!setjmp(ref.unwind))
@@ -595,16 +604,17 @@ static int linear_judge(const struct qn_expectation *expectation, const struct q
     if (ref.status)
         return ref.status;
     if (!(error <= check->tol))
-        refuse(check, "linear check of the whole output: its error is %.3g, at most %.3g is allowed",
+        refuse(check,
+               "linear check of the whole output: its error is %.3g, at most %.3g is allowed",
                error, check->tol);
     return QUERN_OK;
 }
 
-/* Whether the sampled units' rows are their share of the array: then all units make up all of it. */
+/* Whether the sampled units' rows are their share of the array: then all units make it up. */
 static bool is_tiled(const struct qn_expectation *expectation, int index)
 {
     double share = (double)expectation->evaluated / (double)expectation->unit_count;
-    double total = (double)expectation->map->layouts[index].count;
+    double total = (double)touched_elements(expectation->map, index);
     return (double)expectation->compared[index] >= 0.999 * share * total;
 }
 
@@ -632,7 +642,7 @@ static int sampled_judge(const struct qn_expectation *expectation, const struct 
     const struct qn_regions *map = expectation->map;
     for (int i = 0; i < map->spec.family->array_count; i++) {
         if (check->ok && qn_is_poisoned(map, i) && qn_dtype_is_float(map->shapes[i].dtype) &&
-            is_tiled(expectation, i))
+            !map->regions[map->region_of[i]].is_pool && is_tiled(expectation, i))
             poison_judge(expectation, after, i, check);
     }
     if (check->ok && map->spec.family->linear_check)
@@ -664,96 +674,4 @@ int qn_expect_compare(const struct qn_expectation *expectation, const struct qn_
     if (expectation->evaluated < expectation->unit_count)
         status = sampled_judge(expectation, after, check, why);
     return status;
-}
-
-/* ---- quern_verify -------------------------------------------------------------------------- */
-
-/* What a verification of the caller's own arrays holds. Inputs are never written, not even with what
- * they hold: they may be mapped read-only. */
-struct verification {
-    struct qn_regions map;
-    struct qn_place place;
-    struct qn_image before, after;
-    struct qn_expectation *expectation;
-};
-
-/* spec and arrays were checked. */
-static int verify_prepare(struct quern_context *ctx, struct verification *work,
-                          const struct quern_spec *spec, const struct quern_array *bound,
-                          uint64_t seed, struct quern_message *why)
-{
-    QN_TRY(qn_regions_init(&work->map, ctx, spec, bound, why));
-    qn_place_bound(&work->map, &work->place);
-    QN_TRY(qn_image_init(&work->map, QN_IMAGE_ALL, &work->before, why));
-    QN_TRY(qn_image_init(&work->map, QN_IMAGE_WRITTEN, &work->after, why));
-    QN_TRY(qn_image_read(&work->map, &work->place, &work->before, why));
-    return qn_expect_create(&work->map, &work->before, seed, &work->expectation, why);
-}
-
-static int verify_run(struct quern_context *ctx, struct verification *work,
-                      struct quern_kernel *kernel, const struct quern_array *arrays,
-                      struct quern_message *why)
-{
-    qn_image_copy(&work->map, &work->before, &work->after);
-    qn_image_poison(&work->map, &work->after, 0);
-    QN_TRY(qn_image_write(&work->map, &work->place, &work->after, why));
-    int status = quern_launch(ctx, kernel, &work->map.spec, arrays, NULL);
-    if (status) {
-        quern_refuse(why, "%s", quern_errmsg(ctx));
-        struct quern_message lost;
-        qn_image_copy(&work->map, &work->before, &work->after);
-        qn_image_write(&work->map, &work->place, &work->after, &lost);
-        return status;
-    }
-    QN_TRY(ctx->backend->synchronize(ctx->device, NULL, why));
-    return qn_image_read(&work->map, &work->place, &work->after, why);
-}
-
-/* The verdict, and that nothing but elements of outputs has changed. */
-static int verify_judge(struct verification *work, struct quern_check *check,
-                        struct quern_message *why)
-{
-    struct quern_check verdict;
-    QN_TRY(qn_expect_compare(work->expectation, &work->after, &verdict, why));
-    int status = qn_regions_compare(&work->map, &work->place, &work->before, &work->after, why);
-    if (status == QUERN_CHECK_FAILED)
-        refuse(&verdict, "%.200s", why->text);
-    else if (status)
-        return status;
-    *check = verdict;
-    return QUERN_OK;
-}
-
-int quern_verify(struct quern_context *ctx, struct quern_kernel *kernel,
-                 const struct quern_spec *spec, const struct quern_array *arrays, uint64_t seed,
-                 struct quern_check *check)
-{
-    struct quern_array bound[QUERN_MAX_ARRAYS];
-    struct quern_message why = { "" };
-    if (!ctx)
-        return QUERN_INVALID;
-    if (!kernel || !spec || !check)
-        return qn_fail(ctx, QUERN_INVALID, "%s=NULL: must be given",
-                       !kernel ? "kernel" : !spec ? "spec" : "check");
-    int status = qn_spec_check(spec, &why);
-    if (!status)
-        status = qn_arrays_bind(spec, arrays, bound, &why);
-    if (!status)
-        status = qn_kernel_accepts(kernel, spec, arrays, &why);
-    if (status)
-        return qn_fail_why(ctx, status, &why);
-    struct verification *work = calloc(1, sizeof(*work));
-    if (!work)
-        return qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
-    status = verify_prepare(ctx, work, spec, bound, seed, &why);
-    if (!status)
-        status = verify_run(ctx, work, kernel, arrays, &why);
-    if (!status)
-        status = verify_judge(work, check, &why);
-    qn_expect_destroy(work->expectation);
-    qn_image_fini(&work->after);
-    qn_image_fini(&work->before);
-    qn_regions_fini(&work->map);
-    free(work);
-    return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
 }

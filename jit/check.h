@@ -6,8 +6,9 @@
 
 struct qn_expectation;
 
-/* Evaluate the family's reference on `before`, the arrays as they are before the call (QN_IMAGE_ALL).
- * Large problems are sampled, by `seed`. map and before must outlive *expectation. */
+/* Evaluate the family's reference on `before`, the arrays as they are before the call
+ * (QN_IMAGE_ALL). Large problems are sampled, by `seed`. map and before must outlive
+ * *expectation. */
 int qn_expect_create(const struct qn_regions *map, const struct qn_image *before, uint64_t seed,
                      struct qn_expectation **expectation, struct quern_message *why);
 void qn_expect_destroy(struct qn_expectation *expectation); /* NULL is allowed */

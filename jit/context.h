@@ -119,6 +119,8 @@ const struct quern_variant *qn_variant_find(const struct quern_family *family, c
 /* ---- spec.c ---- */
 /* QUERN_INVALID unless spec is of a registered family and passes domains and rules. */
 int qn_spec_check(const struct quern_spec *spec, struct quern_message *why);
+/* QUERN_INVALID unless the parameter's words exist and its default lies in its domain. */
+int qn_param_check(const struct quern_param *param, struct quern_message *why);
 /* The bucket of spec with the alignment classes of arrays (NULL: 16 each). spec was checked. */
 void qn_bucket_make(const struct quern_spec *spec, const struct quern_array *arrays,
                     struct qn_bucket *bucket);

@@ -19,8 +19,8 @@
  *   3. past the top: Inf, or NaN where the format has no Inf. NaN stays a quiet NaN.
  * Both 1 and 2 are computed and one is selected: no branch, so that the loops vectorise.
  *
- * decode: f16 is its bits moved to a float32's place, times 2^112 to mend the bias, which also makes
- * subnormals right; e5m2 is the upper half of an f16, e4m3 is one with its exponent moved.
+ * decode: f16 is its bits moved to a float32's place, times 2^112 to mend the bias, which also
+ * makes subnormals right; e5m2 is the upper half of an f16, e4m3 is one with its exponent moved.
  *
  * Bulk calls run dtype-specialised loops, long ones on all threads. The default rounding mode is
  * assumed, and that subnormals are not flushed.

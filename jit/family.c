@@ -7,31 +7,72 @@
 #include <string.h>
 
 #include "jit/context.h"
+#include "jit/embedded.h"
 
-extern const struct quern_family *const qn_builtin_families[]; /* generated; ends with NULL */
+#define MAX_PLUGINS (sizeof(((struct quern_context *)0)->plugins) / sizeof(void *))
 
-static bool is_name(const char *name)
+
+/* Letters, digits, _ and those of `more`, at most `most` of them, a letter or _ first. */
+static bool is_name_of(const char *name, size_t most, const char *more)
 {
-    if (!name || !(isalpha((unsigned char)*name) || *name == '_') || strlen(name) > 24)
+    if (!name || !(isalpha((unsigned char)*name) || *name == '_') || strlen(name) > most)
         return false;
     for (const char *p = name; *p; p++) {
-        if (!isalnum((unsigned char)*p) && *p != '_')
+        if (!isalnum((unsigned char)*p) && *p != '_' && !strchr(more, *p))
             return false;
     }
     return true;
 }
 
+static bool is_name(const char *name)
+{
+    return is_name_of(name, 24, "");
+}
+
+/* A knob becomes a define: its name has room there, and a step's prefix. */
+static int check_knobs(const struct quern_variant *variant, struct quern_message *why)
+{
+    if (variant->knob_count && !variant->knobs)
+        return quern_refuse(why, "variant=%s: knobs=NULL: must be %d knobs", variant->name,
+                            variant->knob_count);
+    for (int i = 0; i < variant->knob_count; i++) {
+        const struct quern_knob *knob = &variant->knobs[i];
+        if (!is_name_of(knob->name, sizeof(((struct quern_define *)0)->name) - 1, "."))
+            return quern_refuse(why, "variant=%s: knob %d has no valid name", variant->name, i);
+        if (knob->minimum > knob->maximum)
+            return quern_refuse(why, "variant=%s: knob %s: from %d to %d", variant->name, knob->name,
+                                knob->minimum, knob->maximum);
+        for (int j = 0; j < i; j++) {
+            if (!strcmp(variant->knobs[j].name, knob->name))
+                return quern_refuse(why, "variant=%s: knob %s is listed twice", variant->name,
+                                    knob->name);
+        }
+    }
+    return QUERN_OK;
+}
+
 static int check_variant(const struct quern_family *family, const struct quern_variant *variant,
                          struct quern_message *why)
 {
-    if (!is_name(variant->name) && !(variant->name && strlen(variant->name) < 64))
-        return quern_refuse(why, "family=%s: a variant has no name", family->name);
+    if (!is_name_of(variant->name, 63, ""))
+        return quern_refuse(why, "family=%s: a variant has no valid name", family->name);
     if (variant->knob_count < 0 || variant->knob_count > QUERN_MAX_KNOBS)
         return quern_refuse(why, "variant=%s: knob_count=%d: must be from 0 to %d", variant->name,
                             variant->knob_count, QUERN_MAX_KNOBS);
     if (!variant->supports || !variant->heuristic || !variant->plan || !variant->bind)
         return quern_refuse(why, "variant=%s: must have supports, heuristic, plan and bind",
                             variant->name);
+    return check_knobs(variant, why);
+}
+
+static int check_variants(const struct quern_family *family, struct quern_message *why)
+{
+    for (int i = 0; family->variants[i]; i++) {
+        QN_TRY(check_variant(family, family->variants[i], why));
+        if (qn_variant_find(family, family->variants[i]->name) != family->variants[i])
+            return quern_refuse(why, "family=%s: variant %s is listed twice", family->name,
+                                family->variants[i]->name);
+    }
     return QUERN_OK;
 }
 
@@ -42,6 +83,10 @@ static int check_params(const struct quern_family *family, struct quern_message 
         bool needs_words = param->kind == QUERN_CHOICE || param->kind == QUERN_DTYPE;
         if (!is_name(param->name))
             return quern_refuse(why, "family=%s: parameter %d has no valid name", family->name, i);
+        if ((unsigned)param->kind > QUERN_REAL || (unsigned)param->param_class > QUERN_SCALAR)
+            return quern_refuse(why, "family=%s: %s: kind=%d class=%d: must be of the lists in "
+                                "quern.h", family->name, param->name, (int)param->kind,
+                                (int)param->param_class);
         if (needs_words != (param->domain != NULL))
             return quern_refuse(why, "family=%s: %s: a domain of words goes with CHOICE and DTYPE",
                                 family->name, param->name);
@@ -53,6 +98,25 @@ static int check_params(const struct quern_family *family, struct quern_message 
                 return quern_refuse(why, "family=%s: parameter %s is listed twice", family->name,
                                     param->name);
         }
+        QN_TRY(qn_param_check(param, why));
+    }
+    return QUERN_OK;
+}
+
+static int check_arrays(const struct quern_family *family, struct quern_message *why)
+{
+    for (int i = 0; i < family->array_count; i++) {
+        const char *name = family->arrays[i].name;
+        if (!is_name(name))
+            return quern_refuse(why, "family=%s: array %d has no valid name", family->name, i);
+        for (int j = 0; j < i; j++) {
+            if (!strcmp(family->arrays[j].name, name))
+                return quern_refuse(why, "family=%s: array %s is listed twice", family->name, name);
+        }
+    }
+    for (const struct quern_source *s = family->sources; s && s->path; s++) {
+        if (!s->text)
+            return quern_refuse(why, "family=%s: source %s has no text", family->name, s->path);
     }
     return QUERN_OK;
 }
@@ -74,10 +138,12 @@ static int check_family(const struct quern_family *family, struct quern_message 
         !family->cost || !family->variants || !family->variants[0])
         return quern_refuse(why, "family=%s: must have shape, units, reference, tolerance, cost "
                             "and a variant", family->name);
+    if (!family->params || !family->arrays)
+        return quern_refuse(why, "family=%s: %s=NULL: must be the tables of its .def", family->name,
+                            family->params ? "arrays" : "params");
     QN_TRY(check_params(family, why));
-    for (int i = 0; family->variants[i]; i++)
-        QN_TRY(check_variant(family, family->variants[i], why));
-    return QUERN_OK;
+    QN_TRY(check_arrays(family, why));
+    return check_variants(family, why);
 }
 
 int quern_family_register(struct quern_context *ctx, const struct quern_family *family)
@@ -111,19 +177,32 @@ static int register_all(struct quern_context *ctx, const char *path,
     return count ? QUERN_OK : qn_fail(ctx, QUERN_INVALID, "plugin=%s: has no family", path);
 }
 
+/* Keeps the handle until the context ends; false if there are too many. */
+static bool plugin_keep(struct quern_context *ctx, void *handle)
+{
+    pthread_mutex_lock(&ctx->lock);
+    bool has_room = ctx->plugin_count < (int)MAX_PLUGINS;
+    if (has_room)
+        ctx->plugins[ctx->plugin_count++] = handle;
+    pthread_mutex_unlock(&ctx->lock);
+    return has_room;
+}
+
 int quern_plugin_load(struct quern_context *ctx, const char *path)
 {
     const struct quern_family *(*list)(int);
-    if (ctx->plugin_count == (int)(sizeof(ctx->plugins) / sizeof(ctx->plugins[0])))
-        return qn_fail(ctx, QUERN_INVALID, "plugin=%s: at most %d plugins", path,
-                       ctx->plugin_count);
+    if (!path)
+        return qn_fail(ctx, QUERN_INVALID, "plugin=NULL: must be a file");
     void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!handle)
         return qn_fail(ctx, QUERN_INVALID, "plugin=%s: %s", path, dlerror());
-    ctx->plugins[ctx->plugin_count++] = handle;
     *(void **)&list = dlsym(handle, "quern_plugin");
-    if (!list)
-        return qn_fail(ctx, QUERN_INVALID, "plugin=%s: must export quern_plugin()", path);
+    if (!list || !plugin_keep(ctx, handle)) {
+        dlclose(handle);
+        return list ? qn_fail(ctx, QUERN_INVALID, "plugin=%s: at most %d plugins", path,
+                              (int)MAX_PLUGINS)
+                    : qn_fail(ctx, QUERN_INVALID, "plugin=%s: must export quern_plugin()", path);
+    }
     return register_all(ctx, path, list);
 }
 

@@ -1,7 +1,7 @@
-/* Inputs drawn by the library: what `quern run` and the tuner feed a kernel when nobody gives arrays.
+/* Inputs drawn by the library: what `quern run` and the tuner use when nobody gives arrays.
  *
- * The default draw is counter-based: element i of array a depends on (seed, a, i) only, so that it is
- * the same for any number of threads and a longer array begins with the shorter one. Floats are
+ * The default draw is counter-based: element i of array a depends on (seed, a, i) only, so that it
+ * is the same for any number of threads and a longer array begins with the shorter one. Floats are
  * uniform in [-1, 1) and rounded to the dtype; integers are 0 or 1, valid whatever they index. A
  * family whose arrays must be more than that (page tables, cumulative lengths) draws its own.
  */
@@ -24,8 +24,7 @@ static uint64_t draw(uint64_t stream, int64_t element)
     return mix(stream + (uint64_t)element * UINT64_C(0x9e3779b97f4a7c15));
 }
 
-static void draw_block(uint64_t stream, bool is_float, int64_t first, int64_t count,
-                       double *values)
+static void draw_block(uint64_t stream, bool is_float, int64_t first, int64_t count, double *values)
 {
     for (int64_t i = 0; i < count; i++) {
         uint64_t bits = draw(stream, first + i);

@@ -2,11 +2,11 @@
  *
  *     restore copies i .. i+b   launch on i   launch on i+1   ...   (untimed | timed | timed | ...)
  *
- * - Restore-value stays outside the timed interval: the backend times one launch at a time, and every
- *   copy of a batch is restored before the batch's first launch, so that restoring one copy does not
- *   leave the next launch's inputs in the cache.
- * - Copies are used in turn. With enough of them a launch finds nothing of the last one on its copy in
- *   the cache, which is what a kernel meets inside a model.
+ * - Restore-value stays outside the timed interval: the backend times one launch at a time, and
+ *   every copy of a batch is restored before the batch's first launch, so that restoring one copy
+ *   does not leave the next launch's inputs in the cache.
+ * - Copies are used in turn. With enough of them a launch finds nothing of the last one on its copy
+ *   in the cache, which is what a kernel meets inside a model.
  * - Scratch is filled before every launch; the workspace is shared by the copies.
  *
  * quern_measure() is the same machinery on one kernel and the caller's arrays, which come back bit
@@ -17,8 +17,8 @@
 #include <math.h>
 #include <stdlib.h>
 
-#define WARM_UP_SHARE 0.25  /* of the budget */
-#define WARM_UP_AGREE 0.1   /* two launches this close are warm */
+#define WARM_UP_SHARE 0.25 /* of the budget */
+#define WARM_UP_AGREE 0.1  /* two launches this close are warm */
 #define LEAST_SAMPLES 3
 #define ROTATE_MAX (INT64_C(192) << 20)
 
@@ -28,8 +28,8 @@ int64_t qn_rotate_bytes(const struct quern_profile *profile)
     return cache > ROTATE_MAX / 2 ? ROTATE_MAX : 2 * cache;
 }
 
-static int time_one(struct qn_workset *set, const struct quern_kernel *kernel, int copy,
-                    double *us, struct quern_message *why)
+static int time_one(struct qn_workset *set, const struct quern_kernel *kernel, int copy, double *us,
+                    struct quern_message *why)
 {
     struct quern_context *ctx = set->map->ctx;
     struct quern_array arrays[QUERN_MAX_ARRAYS];
@@ -89,9 +89,8 @@ static double median_so_far(const struct qn_samples *samples)
     return qn_stat_of(copy.us, copy.count).median;
 }
 
-int qn_measure_adaptive(struct qn_workset *set, const struct quern_kernel *kernel,
-                        double budget_ms, double give_up_us, struct qn_samples *samples,
-                        struct quern_message *why)
+int qn_measure_adaptive(struct qn_workset *set, const struct quern_kernel *kernel, double budget_ms,
+                        double give_up_us, struct qn_samples *samples, struct quern_message *why)
 {
     double start = qn_now_ms(), us;
     QN_TRY(warm_up(set, kernel, budget_ms, &us, why));
@@ -165,7 +164,9 @@ int quern_measure(struct quern_context *ctx, struct quern_kernel *kernel,
         return QUERN_INVALID;
     if (!kernel || !spec || !result)
         return qn_fail(ctx, QUERN_INVALID, "%s=NULL: must be given",
-                       !kernel ? "kernel" : !spec ? "spec" : "result");
+                       !kernel ? "kernel"
+                       : !spec ? "spec"
+                               : "result");
     if (iterations < 1)
         return qn_fail(ctx, QUERN_INVALID, "iterations=%d: must be at least 1", iterations);
     double *us = malloc((size_t)iterations * sizeof(*us));
@@ -176,8 +177,8 @@ int quern_measure(struct quern_context *ctx, struct quern_kernel *kernel,
         struct qn_stat stat = qn_stat_of(us, iterations);
         struct quern_cost cost = { 0, 0 };
         spec->family->cost(spec, &cost);
-        *result = (struct quern_time){ stat.median, stat.spread, stat.samples, cost.flops,
-                                       cost.bytes };
+        *result =
+            (struct quern_time){ stat.median, stat.spread, stat.samples, cost.flops, cost.bytes };
     }
     free(us);
     return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;

@@ -22,8 +22,7 @@ int qn_measure_batch(struct qn_workset *set, const struct quern_kernel *kernel, 
 
 /* Warm up until two launches agree, then time for about budget_ms of wall-clock: at least three
  * launches, and no more than that once the median is past give_up_us (0: never). */
-int qn_measure_adaptive(struct qn_workset *set, const struct quern_kernel *kernel,
-                        double budget_ms, double give_up_us, struct qn_samples *samples,
-                        struct quern_message *why);
+int qn_measure_adaptive(struct qn_workset *set, const struct quern_kernel *kernel, double budget_ms,
+                        double give_up_us, struct qn_samples *samples, struct quern_message *why);
 
 #endif

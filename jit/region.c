@@ -119,11 +119,10 @@ static int touched_check(const struct qn_regions *map, int index, int64_t span,
 {
     const struct quern_range *ranges = map->touched[index];
     int64_t end = 0;
-    bool is_good =
-        map->touched_count[index] >= 0 && map->touched_count[index] <= QUERN_MAX_RANGES;
+    bool is_good = map->touched_count[index] >= 0 && map->touched_count[index] <= QUERN_MAX_RANGES;
     for (int r = 0; is_good && r < map->touched_count[index]; r++) {
-        is_good = ranges[r].begin >= end && ranges[r].end >= ranges[r].begin &&
-                  ranges[r].end <= span;
+        is_good =
+            ranges[r].begin >= end && ranges[r].end >= ranges[r].begin && ranges[r].end <= span;
         end = ranges[r].end;
     }
     if (is_good)
@@ -148,8 +147,8 @@ static int touched_find(struct qn_regions *map, struct quern_message *why)
         map->touched_count[i] = span > 0;
         if (!family->touched || span == 0)
             continue;
-        map->touched_count[i] = family->touched(&map->spec, map->bound, (const void *const *)host,
-                                                i, map->touched[i]);
+        map->touched_count[i] =
+            family->touched(&map->spec, map->bound, (const void *const *)host, i, map->touched[i]);
         status = touched_check(map, i, span, why);
     }
     for (int i = 0; i < family->array_count; i++)
@@ -344,8 +343,7 @@ int qn_image_read(const struct qn_regions *map, const struct qn_place *place,
         for (int s = 0; image->data[r] && s < region->segment_count; s++) {
             const struct qn_segment *segment = &region->segments[s];
             QN_TRY(copy_bytes(map, image->data[r] + segment->packed,
-                              place->base[r] + segment->begin, segment->end - segment->begin,
-                              why));
+                              place->base[r] + segment->begin, segment->end - segment->begin, why));
         }
     }
     return QUERN_OK;

@@ -1,5 +1,5 @@
-/* Where a call's bytes are: arrays merged into regions, host images of them, and what of them a call
- * writes. What check.c (expectation), workset.c (private copies) and tune.c start from. */
+/* Where a call's bytes are: arrays merged into regions, host images of them, and what of them a
+ * call writes. What check.c (expectation), workset.c (private copies) and tune.c start from. */
 #ifndef QN_REGION_H
 #define QN_REGION_H
 
@@ -78,8 +78,8 @@ void qn_image_copy(const struct qn_regions *map, const struct qn_image *from, st
 char *qn_image_at(const struct qn_regions *map, const struct qn_image *image, int index,
                   int64_t offset, int64_t bytes);
 
-/* Dense elements [first, first + count) of an array are contiguous pieces: returns the length of the
- * one at `first` and the byte offset from the array's data. */
+/* Dense elements [first, first + count) of an array are contiguous pieces: returns the length of
+ * the one at `first` and the byte offset from the array's data. */
 int64_t qn_array_piece(const struct qn_regions *map, int index, int64_t first, int64_t count,
                        int64_t *offset);
 
@@ -90,14 +90,14 @@ unsigned char qn_poison_byte(int dtype, int round);
 /* Fill the elements of poisoned outputs, not the padding between rows. */
 void qn_image_poison(const struct qn_regions *map, struct qn_image *image, int round);
 
-/* Whether all that both images hold is the same, bit for bit; else `where` names the first array and
- * byte that is not. */
+/* Whether all that both images hold is the same, bit for bit; else `where` names the first array
+ * and byte that is not. */
 bool qn_images_equal(const struct qn_regions *map, const struct qn_image *a,
                      const struct qn_image *b, struct quern_message *where);
 
-/* QUERN_CHECK_FAILED, naming array and byte, unless the memory at `place` differs from `before` only
- * in elements that a call may write. `after` holds at least the written regions as they are there,
- * and is used up: its outputs are overwritten. */
+/* QUERN_CHECK_FAILED, naming array and byte, unless the memory at `place` differs from `before`
+ * only in elements that a call may write. `after` holds at least the written regions as they are
+ * there, and is used up: its outputs are overwritten. */
 int qn_regions_compare(const struct qn_regions *map, const struct qn_place *place,
                        const struct qn_image *before, struct qn_image *after,
                        struct quern_message *why);

@@ -179,10 +179,10 @@ static bool is_word(const struct quern_param *param, int64_t value)
 /* The value lies in the parameter's domain, however it got there. */
 static int check_domain(const struct quern_param *param, int64_t value, struct quern_message *why)
 {
+    if (value == QUERN_REQUIRED && param->kind != QUERN_REAL)
+        return quern_refuse(why, "%s: must be given (%s)", param->name, param->doc);
     switch (param->kind) {
     case QUERN_SIZE:
-        if (value == QUERN_REQUIRED)
-            return quern_refuse(why, "%s: must be given (%s)", param->name, param->doc);
         if (value < param->minimum || value > QUERN_SIZE_MAX)
             return quern_refuse(why, "%s=%lld: must be from %lld to %lld", param->name,
                                 (long long)value, (long long)param->minimum,
@@ -204,6 +204,19 @@ static int check_domain(const struct quern_param *param, int64_t value, struct q
         return quern_refuse(why, "%s=%lld: must be one of: %s", param->name, (long long)value,
                             param->domain);
     return QUERN_OK;
+}
+
+int qn_param_check(const struct quern_param *param, struct quern_message *why)
+{
+    char word[64];
+    for (int i = 0; param->kind == QUERN_DTYPE && i < word_count(param->domain); i++) {
+        word_at(param->domain, i, word, sizeof(word));
+        if (dtype_find(word, strlen(word)) < 0)
+            return quern_refuse(why, "%s: %s is no dtype", param->name, word);
+    }
+    if (param->kind == QUERN_REAL || param->default_value == QUERN_REQUIRED)
+        return QUERN_OK;
+    return check_domain(param, param->default_value, why);
 }
 
 /* ---- Checks -------------------------------------------------------------------------------- */

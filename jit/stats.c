@@ -1,10 +1,10 @@
 /* Median, spread and the tie rule.
  *
  * Times have outliers on one side (another process, an interrupt, a clock change), so mean and
- * variance say little: the median says how long it takes, the median absolute deviation how sure that
- * is. Two candidates whose medians differ by less than that are not ordered by measuring; if each
- * tuning picked whichever happened to be ahead, machines with equal hardware would serve different
- * kernels. A tie therefore goes by what does not depend on the measurement.
+ * variance say little: the median says how long it takes, the median absolute deviation how sure
+ * that is. Two candidates whose medians differ by less than that are not ordered by measuring; if
+ * each tuning picked whichever happened to be ahead, machines with equal hardware would serve
+ * different kernels. A tie therefore goes by what does not depend on the measurement.
  */
 #include "jit/stats.h"
 
@@ -24,8 +24,8 @@ static double median_of_sorted(const double *sorted, int64_t count)
     return count % 2 ? sorted[count / 2] : (sorted[count / 2 - 1] + sorted[count / 2]) / 2;
 }
 
-/* The k-th smallest distance from `center`, without a second array: walk outwards from where `center`
- * stands in the sorted samples. An even count averages the middle two. */
+/* The k-th smallest distance from `center`, without a second array: walk outwards from where
+ * `center` stands in the sorted samples. An even count averages the middle two. */
 static double deviation_of_sorted(const double *sorted, int64_t count, double center)
 {
     int64_t left = count, right, needed = count / 2 + 1;

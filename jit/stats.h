@@ -19,14 +19,14 @@ bool qn_stat_is_tied(const struct qn_stat *a, const struct qn_stat *b);
 /* A candidate as the decision sees it. */
 struct qn_contender {
     struct qn_stat stat;
-    bool is_default;      /* what would run untuned */
-    int64_t registers;    /* -1: not reported */
+    bool is_default;   /* what would run untuned */
+    int64_t registers; /* -1: not reported */
     int64_t shared_bytes;
-    int64_t order;        /* of the candidates; distinct */
+    int64_t order; /* of the candidates; distinct */
 };
 
-/* Index of the winner, -1 for none. Of those tied with the fastest: the default, else fewer registers,
- * less shared memory, lower order. */
+/* Index of the winner, -1 for none. Of those tied with the fastest: the default, else fewer
+ * registers, less shared memory, lower order. */
 int qn_contender_pick(const struct qn_contender *contenders, int count);
 
 #endif

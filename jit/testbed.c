@@ -5,22 +5,26 @@
  *     3. per candidate, on copy 0 of the workset, for each grid order
  *          write the before image with poisoned outputs; fill the workspace with NaN; launch
  *          PARALLEL   compared with the expectation
- *          FORWARD    bit-equal to the first run; where the variant may differ in rounding, compared
+ *          FORWARD    bit-equal to the first run; compared, if the variant may differ in rounding
  *          REVERSE    likewise
  *     4. at last, whatever no element of an output covers is as it was: inputs, the padding between
  *        rows, guards of arrays and of the workspace
+ *
+ * The serial orders of a large problem take as many times longer as there are cores: the caller
+ * says from where on they are left out, and has the winner checked in full.
  *
  * Blocks that depend on each other give different results forwards and backwards; blocks that leave
  * part of an integer output alone give different poison. A candidate that damaged anything costs a
  * reset of every copy, so that the next one starts clean.
  *
  * Step 4 sees a write that a guard, padding or an input catches, not one to a random address. A
- * kernel that crashes takes the process with it, and one that never ends is waited for: on the CPU a
- * kernel is ordinary code in this process. Candidates come from a variant's own legal configs, not
- * from strangers.
+ * kernel that crashes takes the process with it, and one that never ends is waited for: on the CPU
+ * a kernel is ordinary code in this process. Candidates come from a variant's own legal configs,
+ * not from strangers.
  */
 #include "jit/testbed.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -86,7 +90,9 @@ static int workset_init(struct qn_testbed *bed, size_t memory_bytes, uint64_t se
     size_t drawn = (size_t)drawn_bytes(bed);
     struct qn_workset_options options = {
         /* 0 would mean no limit was given */
-        .memory_bytes = !memory_bytes ? 0 : memory_bytes > drawn ? memory_bytes - drawn : 1,
+        .memory_bytes = !memory_bytes          ? 0
+                        : memory_bytes > drawn ? memory_bytes - drawn
+                                               : 1,
         .rotate_bytes = qn_rotate_bytes(&bed->ctx->profile),
         .seed = seed,
     };
@@ -210,7 +216,22 @@ static int check_order(struct qn_testbed *bed, const struct quern_kernel *kernel
     return QUERN_CHECK_FAILED;
 }
 
-static int check_all(struct qn_testbed *bed, const struct quern_kernel *kernel, double slow_ms,
+/* Both serial orders, unless they would take too long. */
+static int check_orders(struct qn_testbed *bed, const struct quern_kernel *kernel, double ms,
+                        const struct qn_check_limits *limits, bool *is_complete,
+                        struct quern_message *why)
+{
+    double serial_ms = ms * fmax(bed->ctx->profile.cores, 1);
+    *is_complete = limits->serial_ms == 0 || serial_ms <= limits->serial_ms;
+    if (!*is_complete)
+        return QUERN_OK;
+    qn_image_copy(&bed->map, &bed->after, &bed->first);
+    QN_TRY(check_order(bed, kernel, QN_GRID_FORWARD, why));
+    return check_order(bed, kernel, QN_GRID_REVERSE, why);
+}
+
+static int check_all(struct qn_testbed *bed, const struct quern_kernel *kernel,
+                     const struct qn_check_limits *limits, bool *is_complete,
                      struct quern_message *why)
 {
     double ms;
@@ -218,26 +239,23 @@ static int check_all(struct qn_testbed *bed, const struct quern_kernel *kernel, 
         qn_workset_workspace(&bed->set, (size_t)kernel->plan->workspace_bytes, why)));
     QN_TRY(run_once(bed, kernel, QN_GRID_PARALLEL, QN_GRID_PARALLEL, &ms, why));
     QN_TRY(check_values(bed, why));
-    if (slow_ms > 0 && ms > slow_ms) {
+    if (limits->slow_ms > 0 && ms > limits->slow_ms) {
         quern_refuse(why, "slow: its first run took %.3g ms, at most %.3g ms is worth more", ms,
-                     slow_ms);
+                     limits->slow_ms);
         return QUERN_CHECK_FAILED;
     }
-    qn_image_copy(&bed->map, &bed->after, &bed->first);
-    if (bed->ctx->backend->kind == QUERN_CPU || !kernel->variant->is_nondeterministic) {
-        QN_TRY(check_order(bed, kernel, QN_GRID_FORWARD, why));
-        QN_TRY(check_order(bed, kernel, QN_GRID_REVERSE, why));
-    }
+    QN_TRY(check_orders(bed, kernel, ms, limits, is_complete, why));
     return check_untouched(bed, why);
 }
 
-int qn_testbed_check(struct qn_testbed *bed, const struct quern_kernel *kernel, double slow_ms,
+int qn_testbed_check(struct qn_testbed *bed, const struct quern_kernel *kernel,
+                     const struct qn_check_limits *limits, bool *is_complete,
                      struct quern_message *why)
 {
-    int status = check_all(bed, kernel, slow_ms, why);
+    struct quern_message lost;
+    int status = check_all(bed, kernel, limits, is_complete, why);
     if (status != QUERN_CHECK_FAILED)
         return status;
-    struct quern_message lost;
     QN_TRY(qn_workset_mend(&bed->set, &bed->before, &lost));
     QN_TRY(qn_workset_reset(&bed->set, &lost));
     return QUERN_CHECK_FAILED;

@@ -1,4 +1,4 @@
-/* Where a tuning's candidates are tried: arrays, their expectation, and private memory to run on. */
+/* Where a tuning's candidates are tried: arrays, their expectation, private memory to run on. */
 #ifndef QN_TESTBED_H
 #define QN_TESTBED_H
 
@@ -21,8 +21,8 @@ struct qn_testbed {
     struct qn_workset set;
 };
 
-/* spec is what is run: the bucket's bound, or the caller's when `bound` (qn_arrays_bind()'s) is given;
- * NULL has arrays drawn by seed. memory_bytes as in quern_tune_options. */
+/* spec is what is run: the bucket's bound, or the caller's when `bound` (qn_arrays_bind()'s) is
+ * given; NULL has arrays drawn by seed. memory_bytes as in quern_tune_options. */
 int qn_testbed_init(struct qn_testbed *bed, struct quern_context *ctx,
                     const struct quern_spec *spec, const struct quern_array *bound,
                     size_t memory_bytes, uint64_t seed, struct quern_message *why);
@@ -30,11 +30,17 @@ int qn_testbed_init(struct qn_testbed *bed, struct quern_context *ctx,
 int qn_testbed_fini(struct qn_testbed *bed, struct quern_message *why);
 int64_t qn_testbed_bytes(const struct qn_testbed *bed); /* device memory held */
 
+struct qn_check_limits {
+    double slow_ms;   /* reject a kernel whose first run takes longer; 0: none */
+    double serial_ms; /* leave the serial orders out where a run would take longer; 0: never */
+};
+
 /* Run a kernel on poisoned outputs in every grid order and hold it against the expectation.
- * QUERN_CHECK_FAILED: it is wrong, races, writes where it must not, or cannot be run, and `why` says
- * so; also where its first run takes longer than slow_ms (0: any time). Leaves the workset ready to
- * time the kernel. Another failure is the testbed's own. */
-int qn_testbed_check(struct qn_testbed *bed, const struct quern_kernel *kernel, double slow_ms,
+ * QUERN_CHECK_FAILED: it is wrong, slow, races, writes where it must not, or cannot be run, and
+ * `why` says so; another failure is the testbed's own. Leaves the workset ready to time the kernel.
+ * *is_complete: no order was left out. */
+int qn_testbed_check(struct qn_testbed *bed, const struct quern_kernel *kernel,
+                     const struct qn_check_limits *limits, bool *is_complete,
                      struct quern_message *why);
 
 #endif

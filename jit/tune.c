@@ -7,22 +7,23 @@
  *     1. candidates    the list (candidate.c), and what an interrupted tuning of the same key,
  *                      generation, templates and toolkit found: its failures are not run again
  *     2. testbed       arrays, expectation, private memory (testbed.c)
- *     3. first round   build ─> check ─> time for ROUND_MS at most; every result is stored as it comes
- *     4. halving       the best KEEP are timed in turns, a part of each at a time, so that what slows
- *                      the machine slows all alike; the better half stays, until CONFIRM are left
+ *     3. first round   build ─> check ─> time for ROUND_MS at most; stored as it comes
+ *     4. halving       the best KEEP are timed in turns, a part of each at a time, so that what
+ *                      slows the machine slows all alike; the better half stays, until CONFIRM
+ *                      are left
  *     5. confirm       those again, longer; the tie rule (stats.c) names the winner
  *     6. store         insert-or-ignore: what is stored afterwards is the result, whoever wrote it
  *
  * Invariants
- * - The default (what an untuned call uses) is candidate 0: built and timed however small the budget,
- *   and taken along into every round, so that a winner has beaten it under the same conditions. No
- *   winner is stored in a tuning that was stopped before the default was tried.
+ * - The default (what an untuned call uses) is candidate 0: built and timed however small the
+ *   budget, and taken along into every round, so that a winner has beaten it under the same
+ *   conditions.
  * - A candidate that does not compile, spills, is wrong, races or writes out of bounds is a failed
  *   trial with its reason, never an error of the tuning.
  * - The caller's arrays come back bit for bit, whatever the outcome.
- * - A stored winner is reused while its templates are the present ones. On other templates it serves
- *   until somebody tunes, and then is a seed: a plain tune makes a new generation, as force does. A
- *   new compiler alone makes none: two machines that share a cache would take turns.
+ * - A stored winner is reused while its templates are the present ones. On other templates it
+ *   serves until somebody tunes, and then is a seed: a plain tune makes a new generation, as force
+ *   does. A new compiler alone makes none: two machines that share a cache would take turns.
  *
  * What it does not do: survive a kernel that crashes or hangs (testbed.c), and tune on sizes other
  * than the bucket's bound: arrays of another size are left alone and the family's inputs are drawn.
@@ -37,17 +38,17 @@
 #include "jit/measure.h"
 #include "jit/testbed.h"
 
-#define KEEP 16            /* candidates after the first round */
-#define CONFIRM 4          /* in the last one */
-#define WITHIN 1.5         /* of the best time: slower ones are no contenders */
-#define ROUND_MS 50.0      /* what a candidate may cost in the first round */
-#define TURN_MS 6.0        /* one turn of a candidate in a later round */
+#define KEEP 16       /* candidates after the first round */
+#define CONFIRM 4     /* in the last one */
+#define WITHIN 1.5    /* of the best time: slower ones are no contenders */
+#define ROUND_MS 50.0 /* what a candidate may cost in the first round */
+#define TURN_MS 6.0   /* one turn of a candidate in a later round */
 #define HALVING_TURNS 3
 #define CONFIRM_TURNS 8
-#define GIVE_UP 2.0        /* times the best time: three samples are enough */
-#define SLOW 10.0          /* times the best time: not worth timing, if also over SLOW_MS */
+#define GIVE_UP 2.0 /* times the best time: three samples are enough */
+#define SLOW 10.0   /* times the best time: not worth timing, if also over SLOW_MS */
 #define SLOW_MS 50.0
-#define SEARCH_SHARE 0.8   /* of the budget; the rest is for later rounds */
+#define SEARCH_SHARE 0.8 /* of the budget; the rest is for later rounds */
 #define MAX_JOBS 32
 #define LEASE_EXPIRY_S 180.0
 #define LEASE_WAIT_S 3600.0 /* without a budget of our own */
@@ -169,8 +170,7 @@ static int visit_trial(void *user, const struct qn_trial *trial)
             return 0;
         candidate->is_known = true;
         snprintf(candidate->outcome, sizeof(candidate->outcome), "%s", trial->outcome);
-        candidate->stat =
-            (struct qn_stat){ trial->time_us, trial->spread_us, trial->samples };
+        candidate->stat = (struct qn_stat){ trial->time_us, trial->spread_us, trial->samples };
         return 0;
     }
     return 0;
@@ -226,10 +226,9 @@ static int testbed_make(struct search *search)
     bool is_given = request->arrays && is_bound(search);
     int status = is_given ? qn_arrays_bind(request->spec, request->arrays, bound, &why) : QUERN_OK;
     if (!status)
-        status = qn_testbed_init(&search->bed, search->ctx,
-                                 is_given ? request->spec : &search->bucket.spec,
-                                 is_given ? bound : NULL, options->memory_bytes, options->seed,
-                                 &why);
+        status = qn_testbed_init(
+            &search->bed, search->ctx, is_given ? request->spec : &search->bucket.spec,
+            is_given ? bound : NULL, options->memory_bytes, options->seed, &why);
     return status ? qn_fail_why(search->ctx, status, &why) : QUERN_OK;
 }
 
@@ -246,8 +245,8 @@ static int candidate_bench(struct search *search, struct qn_candidate *candidate
     struct qn_samples samples = { .count = 0 };
     struct quern_message why;
     double slow_ms = fmax(SLOW_MS, SLOW * search->best_us * 1e-3);
-    int status = qn_testbed_check(&search->bed, candidate->kernel,
-                                  search->best_us > 0 ? slow_ms : 0, &why);
+    int status =
+        qn_testbed_check(&search->bed, candidate->kernel, search->best_us > 0 ? slow_ms : 0, &why);
     if (!status)
         status = qn_measure_adaptive(&search->bed.set, candidate->kernel, ROUND_MS,
                                      GIVE_UP * search->best_us, &samples, &why);
@@ -342,8 +341,8 @@ static int builder_make(struct search *search)
     struct qn_builder_options options = {
         .jobs = jobs < MAX_JOBS ? jobs : MAX_JOBS,
         .is_exclusive = search->ctx->backend->kind == QUERN_CPU,
-        .deadline_ms = budget > 0 ? search->start_ms + budget * SEARCH_SHARE * 1e3
-                                  : (double)INFINITY,
+        .deadline_ms =
+            budget > 0 ? search->start_ms + budget * SEARCH_SHARE * 1e3 : (double)INFINITY,
     };
     return qn_builder_create(search->ctx, &search->bucket, &search->candidates, &options,
                              &search->builder);
@@ -519,9 +518,9 @@ static int finish(struct search *search, const struct field *field)
     winner_store(search, winner);
     if (is_ok(first) && result->best.time_us > 0)
         result->speedup = result->heuristic.time_us / result->best.time_us;
-    qn_log(search->ctx, QUERN_LOG_INFO, "tuned %s: %s %s, %.3f us (%.2f of the heuristic's speed)",
-           result->bucket, result->best.variant, result->best.config, result->best.time_us,
-           result->speedup);
+    qn_log(search->ctx, QUERN_LOG_INFO,
+           "tuned %s: %s %s, %.3f us, %.2f times the heuristic's speed", result->bucket,
+           result->best.variant, result->best.config, result->best.time_us, result->speedup);
     return QUERN_OK;
 }
 
@@ -560,15 +559,15 @@ static int search_leased(struct search *search)
 {
     struct quern_context *ctx = search->ctx;
     int64_t known = search->generation - 1;
-    double wait_s = search->options->budget_s > 0 ? search->options->budget_s * 2 + 60
-                                                  : LEASE_WAIT_S;
+    double wait_s =
+        search->options->budget_s > 0 ? search->options->budget_s * 2 + 60 : LEASE_WAIT_S;
     char hex[QN_KEY_HEX], name[64];
     qn_key_hex(search->text, strlen(search->text), hex);
     snprintf(name, sizeof(name), "tune %s", hex);
     qn_lease_acquire(ctx->store, name, wait_s, LEASE_EXPIRY_S, &search->lease);
     int status = find_stored(search, known);
     if (status == QUERN_OK)
-        qn_kernels_refresh(ctx, &search->bucket); /* another process made it */
+        qn_kernels_refresh(ctx, &search->bucket);
     else
         status = search_end(search, search_run(search));
     qn_lease_release(search->lease);
@@ -584,8 +583,10 @@ static int request_check(struct quern_context *ctx, const struct quern_request *
         return qn_fail(ctx, QUERN_INVALID, "request.size=%zu: must be %zu (QUERN_REQUEST_INIT)",
                        request ? request->size : 0, sizeof(*request));
     if (options->size != sizeof(*options))
-        return qn_fail(ctx, QUERN_INVALID, "options.size=%zu: must be %zu "
-                       "(QUERN_TUNE_OPTIONS_INIT)", options->size, sizeof(*options));
+        return qn_fail(ctx, QUERN_INVALID,
+                       "options.size=%zu: must be %zu "
+                       "(QUERN_TUNE_OPTIONS_INIT)",
+                       options->size, sizeof(*options));
     if (request->config)
         return qn_fail(ctx, QUERN_INVALID, "config=%s: must be NULL: tuning chooses it",
                        request->config);
@@ -619,8 +620,10 @@ static int tune(struct search *search)
     quern_spec_text(&search->bucket.spec, search->result->bucket, sizeof(search->result->bucket));
     if (qn_tuned_key(&search->bucket, &ctx->profile, &search->text, &search->group))
         return qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
-    if (find_stored(search, -1) == QUERN_OK)
+    if (find_stored(search, -1) == QUERN_OK) {
+        qn_kernels_refresh(ctx, &search->bucket); /* another process may have made it */
         return QUERN_OK;
+    }
     if (ctx->is_sealed)
         return qn_fail(ctx, QUERN_SEALED, "mode=sealed: %s is not tuned%s", search->result->bucket,
                        search->options->force ? " again" : "");

@@ -100,13 +100,15 @@ static int plan_memory(struct qn_workset *set, const struct qn_workset_options *
                        struct quern_message *why)
 {
     struct quern_context *ctx = set->map->ctx;
-    size_t memory = options->memory_bytes ? options->memory_bytes
-                                          : ctx->backend->free_bytes(ctx->device) / 4;
+    size_t memory =
+        options->memory_bytes ? options->memory_bytes : ctx->backend->free_bytes(ctx->device) / 4;
     struct demand demand = demand_of(set->map);
     int64_t room = memory < INT64_MAX ? (int64_t)memory - demand.saved : INT64_MAX;
     if (demand.written > room) {
-        quern_refuse(why, "memory_bytes=%zu: must be at least %lld, for private copies of what the "
-                     "call writes", memory, (long long)(demand.written + demand.saved));
+        quern_refuse(why,
+                     "memory_bytes=%zu: must be at least %lld, for private copies of what the "
+                     "call writes",
+                     memory, (long long)(demand.written + demand.saved));
         return QUERN_NO_MEMORY;
     }
     slots_assign(set, demand.all <= room);
@@ -244,8 +246,8 @@ static int guard_check(const struct qn_workset *set, const char *from, const cha
         if (now[i] == set->guard[i])
             continue;
         int64_t distance = *side == 'b' ? to - from - i : i + 1;
-        quern_refuse(why, "%s: written out of bounds, %lld byte%s %s it", what,
-                     (long long)distance, distance == 1 ? "" : "s", side);
+        quern_refuse(why, "%s: written out of bounds, %lld byte%s %s it", what, (long long)distance,
+                     distance == 1 ? "" : "s", side);
         return QUERN_CHECK_FAILED;
     }
     return QUERN_OK;
@@ -378,8 +380,8 @@ int qn_workset_workspace(struct qn_workset *set, size_t bytes, struct quern_mess
 int qn_workset_scratch(struct qn_workset *set, struct quern_message *why)
 {
     struct quern_context *ctx = set->map->ctx;
-    if (!set->workspace || !ctx->backend->fill(ctx->device, set->workspace, 0xff,
-                                               set->workspace_bytes, NULL))
+    if (!set->workspace ||
+        !ctx->backend->fill(ctx->device, set->workspace, 0xff, set->workspace_bytes, NULL))
         return QUERN_OK;
     quern_refuse(why, "the device cannot fill %zu bytes", set->workspace_bytes);
     return QUERN_DEVICE;
@@ -410,9 +412,9 @@ int qn_workset_mend(struct qn_workset *set, const struct qn_image *before,
         }
         for (int s = 0; s < region->segment_count && !status; s++) {
             const struct qn_segment *segment = &region->segments[s];
-            status = segment_mend(set, region->base + segment->begin,
-                                  before->data[r] + segment->packed, now,
-                                  segment->end - segment->begin, why);
+            status =
+                segment_mend(set, region->base + segment->begin, before->data[r] + segment->packed,
+                             now, segment->end - segment->begin, why);
         }
         free(now);
     }

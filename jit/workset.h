@@ -45,8 +45,8 @@ int qn_workset_workspace(struct qn_workset *set, size_t bytes, struct quern_mess
 int qn_workset_reset(struct qn_workset *set, struct quern_message *why);
 /* Restore-value: what a call reads and writes. Workspace apart. */
 int qn_workset_restore(struct qn_workset *set, int copy, struct quern_message *why);
-/* How many launches, on copies in turn, one restoring of each can serve: 1 if a pool is used in place,
- * since all copies share it. */
+/* How many launches, on copies in turn, one restoring of each can serve: 1 if a pool is used in
+ * place, since all copies share it. */
 int qn_workset_batch(const struct qn_workset *set);
 /* Fill the workspace with NaN: no kernel may count on what scratch holds. */
 int qn_workset_scratch(struct qn_workset *set, struct quern_message *why);

@@ -118,8 +118,12 @@ static void bind(const struct quern_binding *binding, struct quern_launch *launc
 }
 
 static const struct quern_variant nowhere = {
-    .name = "nowhere", .doc = "runs on no target", .supports = supports, .heuristic = heuristic,
-    .plan = plan, .bind = bind,
+    .name = "nowhere",
+    .doc = "runs on no target",
+    .supports = supports,
+    .heuristic = heuristic,
+    .plan = plan,
+    .bind = bind,
 };
 static const struct quern_variant *const variants[] = { &nowhere, NULL };
 
@@ -184,8 +188,8 @@ static void call_init(struct call *call, const char *text, int64_t padding)
     }
     memset(call->out, 0x33, call->bytes);
     for (int i = 0; i < A_COUNT; i++)
-        arrays[i] = (struct quern_array){ i == A_X ? call->x : call->out, 0, 2,
-                                          { call->stride, 1 } };
+        arrays[i] =
+            (struct quern_array){ i == A_X ? call->x : call->out, 0, 2, { call->stride, 1 } };
     ck_assert_msg(!qn_arrays_bind(&call->spec, arrays, bound, &call->why), "%s", call->why.text);
     ck_assert(!qn_regions_init(&call->map, call->ctx, &call->spec, bound, &call->why));
     qn_place_bound(&call->map, &call->place);
@@ -257,9 +261,10 @@ static void call_start(struct call *call, const char *text, int64_t padding)
 
 START_TEST(a_right_output_passes_and_is_covered_whole)
 {
-    static const char *const texts[] = { "doubled m=33 n=65", "doubled m=1 n=1 dtype=i32",
-                                         "doubled m=7 n=3 dtype=bf16", "doubled m=5 n=0",
-                                         "doubled m=0 n=9", "doubled m=9 n=2000 dtype=f16" };
+    static const char *const texts[] = {
+        "doubled m=33 n=65", "doubled m=1 n=1 dtype=i32", "doubled m=7 n=3 dtype=bf16",
+        "doubled m=5 n=0",   "doubled m=0 n=9",           "doubled m=9 n=2000 dtype=f16"
+    };
     for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
         struct call call;
         call_start(&call, texts[i], (int64_t)i % 3);
@@ -398,8 +403,8 @@ END_TEST
 
 START_TEST(a_costly_problem_is_sampled_and_its_edges_always_seen)
 {
-    static const int64_t edges[] = { 0, 7, 8, 15, 16, 127, 128, 255, 256, 4863, 4864, 4991,
-                                     4992, 4999 };
+    static const int64_t edges[] = { 0,   7,   8,    15,   16,   127,  128,
+                                     255, 256, 4863, 4864, 4991, 4992, 4999 };
     for (uint64_t seed = 1; seed <= 3; seed++) {
         struct call call;
         call_init(&call, "doubled m=5000 n=8 costly=40", 0);
@@ -530,7 +535,8 @@ END_TEST
 
 START_TEST(verify_runs_a_kernel_on_the_callers_arrays)
 {
-    static const char *const texts[] = { "copy n=100001 dtype=f32", "copy n=4097 dtype=bf16 alpha=3",
+    static const char *const texts[] = { "copy n=100001 dtype=f32",
+                                         "copy n=4097 dtype=bf16 alpha=3",
                                          "copy n=513 dtype=f16 inplace=1 alpha=0.5", "copy n=0" };
     struct quern_context *ctx = common_context(NULL);
     for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {

@@ -105,8 +105,8 @@ START_TEST(every_bit_pattern_decodes_as_its_format_says)
         for (unsigned bits = 0; bits < 1u << formats[f].bits; bits++) {
             uint16_t wide = (uint16_t)bits;
             uint8_t narrow = (uint8_t)bits;
-            double got = qn_dtype_get(formats[f].dtype, formats[f].bits == 16 ? (void *)&wide
-                                                                              : (void *)&narrow);
+            double got = qn_dtype_get(formats[f].dtype,
+                                      formats[f].bits == 16 ? (void *)&wide : (void *)&narrow);
             double want = oracle_decode(&formats[f], bits);
             ck_assert_msg(is_same(want, got), "%s %#x: wanted %a, got %a",
                           quern_dtype_name(formats[f].dtype), bits, want, got);
@@ -149,9 +149,10 @@ START_TEST(overflow_gives_inf_and_nan_where_there_is_none)
     for (int f = 0; f < FORMATS; f++) {
         double top = oracle_decode(&formats[f], largest(&formats[f]));
         double half = (top - oracle_decode(&formats[f], largest(&formats[f]) - 1)) / 2;
-        const double values[] = { top + half, nextafter(top + half, 0),
-                                  nextafter(top + half, (double)INFINITY), 1e300,
-                                  (double)INFINITY, 2 * top };
+        const double values[] = {
+            top + half, nextafter(top + half, 0), nextafter(top + half, (double)INFINITY),
+            1e300,      (double)INFINITY,         2 * top
+        };
         for (size_t i = 0; i < sizeof(values) / sizeof(values[0]); i++) {
             rounds_like_oracle(&formats[f], values[i]);
             rounds_like_oracle(&formats[f], -values[i]);
@@ -193,10 +194,17 @@ START_TEST(integers_saturate_and_round_half_to_even)
         int dtype;
         double value, result;
     } cases[] = {
-        { QUERN_I8, 127.6, 127 },    { QUERN_I8, -1e9, -128 },      { QUERN_U8, -3, 0 },
-        { QUERN_U8, 254.5, 254 },    { QUERN_U8, 255.5, 255 },      { QUERN_I32, 2.5, 2 },
-        { QUERN_I32, 3.5, 4 },       { QUERN_I32, 1e300, 2147483647 },
-        { QUERN_I64, -1e300, -0x1p63 }, { QUERN_I64, 1e300, 0x1p63 }, { QUERN_I64, -7, -7 },
+        { QUERN_I8, 127.6, 127 },
+        { QUERN_I8, -1e9, -128 },
+        { QUERN_U8, -3, 0 },
+        { QUERN_U8, 254.5, 254 },
+        { QUERN_U8, 255.5, 255 },
+        { QUERN_I32, 2.5, 2 },
+        { QUERN_I32, 3.5, 4 },
+        { QUERN_I32, 1e300, 2147483647 },
+        { QUERN_I64, -1e300, -0x1p63 },
+        { QUERN_I64, 1e300, 0x1p63 },
+        { QUERN_I64, -7, -7 },
     };
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
         ck_assert_double_eq(qn_dtype_round(cases[i].dtype, cases[i].value), cases[i].result);

@@ -17,8 +17,8 @@ START_TEST(median_and_spread_of_known_samples)
     double even[] = { 1, 1000, 3, 2 }, equal[] = { 5, 5, 5, 5 };
     stat_is(qn_stat_of(one, 1), 7, 0, 1);
     stat_is(qn_stat_of(two, 2), 2.5, 1.5, 2);
-    stat_is(qn_stat_of(odd, 5), 4, 3, 5);       /* deviations 5 3 0 96 2 */
-    stat_is(qn_stat_of(even, 4), 2.5, 1, 4);    /* deviations 1.5 997.5 0.5 0.5 */
+    stat_is(qn_stat_of(odd, 5), 4, 3, 5);    /* deviations 5 3 0 96 2 */
+    stat_is(qn_stat_of(even, 4), 2.5, 1, 4); /* deviations 1.5 997.5 0.5 0.5 */
     stat_is(qn_stat_of(equal, 4), 5, 0, 4);
     stat_is(qn_stat_of(NULL, 0), 0, 0, 0);
 }

@@ -1,6 +1,6 @@
-/* The tuner, on a family of the suite's own whose knob picks a right, wrong, racing, straying, slow or
- * broken kernel: each bad one must be rejected for its own reason, the fastest right one must win,
- * and whatever ran, the caller's memory must come back bit for bit. */
+/* The tuner, on a family of the suite's own whose knob picks a right, wrong, racing, straying, slow
+ * or broken kernel: each bad one must be rejected for its own reason, the fastest right one must
+ * win, and whatever ran, the caller's memory must come back bit for bit. */
 #include <pthread.h>
 #include <signal.h>
 #include <spawn.h>
@@ -14,248 +14,7 @@
 #include "common.h"
 #include "jit/build.h"
 #include "jit/context.h"
-
-/* ---- mill: out[r] = 2 x[r] (+ out[r]); with a pool, out[slot[r]] += 2 x[r] ----------------- */
-
-enum { P_M, P_N, P_POOL, P_ACCUMULATE, P_MENU, P_COUNT };
-enum { A_X, A_SLOT, A_OUT, A_COUNT };
-enum { KNOB_KIND, KNOB_WORK };
-enum {
-    GOOD, WRONG, RACING, PAST_END, BEFORE_BEGIN, WRITES_INPUT, UNWRITTEN, BROKEN, READS_SCRATCH,
-    PAST_SCRATCH, PADDING, NEIGHBOUR, KINDS
-};
-enum { MENU_SPEEDS, MENU_BAD, MENU_MANY, MENU_HOPELESS, MENU_ACCUMULATE, MENU_POOL };
-
-#define SCRATCH_BYTES 1000
-
-/* What the kernels tell the test: every launch finds out[0] as it was. */
-struct probe {
-    int64_t launches, surprises;
-    float initial;
-};
-static struct probe probe;
-
-struct mill_args {
-    const float *x;
-    const int32_t *slot;
-    float *out;
-    char *scratch;
-    struct probe *probe;
-    int64_t m, n, x_stride, out_stride;
-};
-
-static const char mill_text[] =
-    "struct probe { __INT64_TYPE__ launches, surprises; float initial; };\n"
-    "struct mill_args {\n"
-    "    const float *x; const int *slot; float *out; char *scratch; struct probe *probe;\n"
-    "    __INT64_TYPE__ m, n, x_stride, out_stride;\n"
-    "};\n"
-    "#ifndef KIND\n"
-    "#define KIND 0\n"
-    "#define WORK 0\n"
-    "#define ADDS 0\n"
-    "#endif\n"
-    "#if KIND == 7\n"
-    "#error this kind does not compile\n"
-    "#endif\n"
-    "void mill(const struct mill_args *a, unsigned row, unsigned y, unsigned z)\n"
-    "{\n"
-    "    const float *x = a->x + row * a->x_stride;\n"
-    "    float *out = a->out + (a->slot ? a->slot[row] : row) * a->out_stride;\n"
-    "    int is_last = row == a->m - 1;\n"
-    "    if (row == 0) {\n"
-    "        a->probe->launches++;\n"
-    "        a->probe->surprises += ADDS && out[0] != a->probe->initial;\n"
-    "    }\n"
-    "    for (volatile int w = 0; w < WORK; w++);\n"
-    "    float factor = 2;\n"
-    "    if (KIND == 2 && row && out[-a->out_stride] == 2 * x[-a->x_stride]) factor = 2.00001f;\n"
-    "    if (KIND == 8) factor += a->scratch[0];\n"
-    "    for (__INT64_TYPE__ i = 0; i < a->n; i++) {\n"
-    "        if (KIND == 6 && is_last && i == a->n - 1) break;\n"
-    "        out[i] = factor * x[i] + (ADDS ? out[i] : 0);\n"
-    "    }\n"
-    "    if (KIND == 1 && is_last) out[a->n - 1] += 50;\n"
-    "    if (KIND == 3 && is_last) out[a->n] = 1;\n"
-    "    if (KIND == 4 && row == 0) out[-1] = 1;\n"
-    "    if (KIND == 5 && row == 0) ((float *)x)[a->n - 1] += 1;\n"
-    "    if (KIND == 9 && row == 0) a->scratch[1000] ^= 1;\n"
-    "    if (KIND == 10 && row == 0) out[a->n] = 1;\n"
-    "    if (KIND == 11 && row == 0) out[a->out_stride] += 1;\n"
-    "}\n";
-
-static const struct quern_source sources[] = { { "mill/mill_cpu.c", mill_text }, { NULL, NULL } };
-
-static const struct quern_param params[] = {
-    { "m", QUERN_DYNAMIC, QUERN_SIZE, NULL, 0, QUERN_REQUIRED, "rows" },
-    { "n", QUERN_STATIC, QUERN_SIZE, NULL, 1, 64, "columns" },
-    { "pool", QUERN_STATIC, QUERN_SIZE, NULL, 0, 0, "rows of out; 0: m" },
-    { "accumulate", QUERN_STATIC, QUERN_FLAG, NULL, 0, 0, "add to out" },
-    { "menu", QUERN_STATIC, QUERN_SIZE, NULL, 0, 0, "which candidates are offered" },
-};
-
-static const struct quern_array_info arrays_info[] = {
-    { "x", "IN", "f32", "m, n", "source" },
-    { "slot", "pool ? IN : ABSENT", "i32", "m", "row of out" },
-    { "out", "accumulate ? INOUT : OUT", "f32", "pool ? pool : m, n", "destination" },
-};
-
-static void shape(const struct quern_spec *spec, int index, struct quern_shape *out)
-{
-    const int64_t *v = spec->values;
-    bool is_added = v[P_ACCUMULATE] || v[P_POOL];
-    const int roles[] = { QUERN_IN, v[P_POOL] ? QUERN_IN : QUERN_ABSENT,
-                          is_added ? QUERN_INOUT : QUERN_OUT };
-    out->role = roles[index];
-    out->dtype = index == A_SLOT ? QUERN_I32 : QUERN_F32;
-    out->rank = index == A_SLOT ? 1 : 2;
-    out->dims[0] = index == A_OUT && v[P_POOL] ? v[P_POOL] : v[P_M];
-    out->dims[1] = v[P_N];
-}
-
-static int touched(const struct quern_spec *spec, const struct quern_array *arrays,
-                   const void *const *host, int index, struct quern_range *ranges)
-{
-    struct quern_shape own;
-    int64_t row_bytes = spec->values[P_N] * 4, count = 0;
-    shape(spec, index, &own);
-    if (index != A_OUT || !spec->values[P_POOL]) {
-        ranges[0] = (struct quern_range){ 0, qn_array_span(&own, &arrays[index]) };
-        return 1;
-    }
-    for (int64_t row = 0; row < spec->values[P_POOL]; row++) {
-        bool is_used = false;
-        for (int64_t r = 0; r < spec->values[P_M]; r++)
-            is_used |= ((const int32_t *)host[A_SLOT])[r] == row;
-        if (is_used)
-            ranges[count++] = (struct quern_range){ row * row_bytes, (row + 1) * row_bytes };
-    }
-    return (int)count;
-}
-
-static int inputs(const struct quern_spec *spec, int index, uint64_t seed, void *data)
-{
-    if (index != A_SLOT)
-        return 0;
-    for (int64_t r = 0; r < spec->values[P_M]; r++)
-        ((int32_t *)data)[r] =
-            (int32_t)((r * 37 + (int64_t)(seed % 7)) % spec->values[P_POOL]);
-    return 1;
-}
-
-static int64_t units(const struct quern_spec *spec)
-{
-    return spec->values[P_M];
-}
-
-static void reference(struct quern_ref *ref, int64_t unit)
-{
-    const int64_t *v = quern_ref_spec(ref)->values;
-    int64_t n = v[P_N], to = unit;
-    double *x = quern_ref_scratch(ref, n), *out = quern_ref_scratch(ref, n), slot;
-    if (v[P_POOL]) {
-        quern_ref_read(ref, A_SLOT, unit, 1, &slot);
-        to = (int64_t)slot;
-    }
-    quern_ref_read(ref, A_X, unit * n, n, x);
-    if (v[P_ACCUMULATE] || v[P_POOL])
-        quern_ref_read(ref, A_OUT, to * n, n, out);
-    for (int64_t i = 0; i < n; i++)
-        out[i] += 2 * x[i];
-    quern_ref_expect(ref, A_OUT, to * n, n, out);
-}
-
-static double tolerance(const struct quern_spec *spec, int index)
-{
-    (void)spec, (void)index;
-    return 1e-4;
-}
-
-static void cost(const struct quern_spec *spec, struct quern_cost *out)
-{
-    out->flops = (double)(spec->values[P_M] * spec->values[P_N]);
-    out->bytes = 8 * out->flops;
-}
-
-static int supports(const struct quern_problem *problem)
-{
-    return problem->target->kind == QUERN_CPU;
-}
-
-static void config_set(int32_t *config, int kind, int work)
-{
-    config[KNOB_KIND] = kind;
-    config[KNOB_WORK] = work;
-}
-
-static void heuristic(const struct quern_problem *problem, int32_t *config)
-{
-    bool is_hopeless = problem->bucket->values[P_MENU] == MENU_HOPELESS;
-    config_set(config, is_hopeless ? WRONG : GOOD, 20000);
-}
-
-static int candidates(const struct quern_problem *problem, int32_t (*configs)[QUERN_MAX_KNOBS],
-                      int max)
-{
-    static const int kinds[][KINDS] = {
-        [MENU_BAD] = { WRONG, RACING, PAST_END, BEFORE_BEGIN, WRITES_INPUT, UNWRITTEN, BROKEN,
-                       READS_SCRATCH, PAST_SCRATCH },
-        [MENU_HOPELESS] = { BROKEN, PAST_END },
-        [MENU_ACCUMULATE] = { PADDING },
-        [MENU_POOL] = { NEIGHBOUR, WRITES_INPUT },
-    };
-    int64_t menu = problem->bucket->values[P_MENU];
-    int count = 0;
-    for (int work = 0; menu == MENU_SPEEDS && work < 4; work++)
-        config_set(configs[count++], GOOD, work * 40000 + (work ? 1 : 0));
-    for (int i = 0; menu == MENU_MANY && i < 60 && i < max; i++)
-        config_set(configs[count++], GOOD, 100000 + i);
-    for (int i = 0; menu != MENU_SPEEDS && menu != MENU_MANY && kinds[menu][i]; i++)
-        config_set(configs[count++], kinds[menu][i], 0);
-    return count;
-}
-
-static void plan(const struct quern_problem *problem, const int32_t *config,
-                 struct quern_plan *made)
-{
-    const int64_t *v = problem->bucket->values;
-    struct quern_step *step = quern_plan_kernel(made, "mill", "mill/mill_cpu.c", "mill");
-    quern_step_define(step, "KIND", config[KNOB_KIND]);
-    quern_step_define(step, "WORK", config[KNOB_WORK]);
-    quern_step_define(step, "ADDS", v[P_ACCUMULATE] || v[P_POOL]);
-    made->workspace_bytes = SCRATCH_BYTES;
-}
-
-static void bind(const struct quern_binding *binding, struct quern_launch *launch)
-{
-    const struct quern_array *arrays = binding->arrays;
-    const struct mill_args args = {
-        arrays[A_X].data,    arrays[A_SLOT].data,        arrays[A_OUT].data,
-        binding->workspace,  &probe,                     binding->spec->values[P_M],
-        binding->spec->values[P_N], arrays[A_X].strides[0], arrays[A_OUT].strides[0],
-    };
-    QUERN_BIND(&launch->steps[0], args, args.m, 1, 1);
-}
-
-static const struct quern_knob knobs[] = {
-    [KNOB_KIND] = { "kind", 0, KINDS - 1, "what is wrong with the kernel" },
-    [KNOB_WORK] = { "work", 0, 10000000, "how slow it is" },
-};
-
-static const struct quern_variant mill_cpu = {
-    .name = "mill_cpu", .doc = "the one", .device = QUERN_CPU, .knobs = knobs, .knob_count = 2,
-    .supports = supports, .heuristic = heuristic, .candidates = candidates, .plan = plan,
-    .bind = bind,
-};
-static const struct quern_variant *const variants[] = { &mill_cpu, NULL };
-
-static const struct quern_family mill = {
-    .abi = QUERN_FAMILY_ABI, .name = "mill", .folder = "mill", .doc = "out = 2 x",
-    .params = params, .param_count = P_COUNT, .arrays = arrays_info, .array_count = A_COUNT,
-    .shape = shape, .variants = variants, .sources = sources, .touched = touched,
-    .inputs = inputs, .units = units, .reference = reference, .tolerance = tolerance,
-    .cost = cost,
-};
+#include "mill.h"
 
 /* ---- A tuning and what it said ------------------------------------------------------------- */
 
@@ -293,8 +52,8 @@ struct tuning {
     struct trials trials;
 };
 
-/* On one thread unless the options say otherwise: on a busy machine, waiting for a second one drowns
- * what the candidates differ by. */
+/* On one thread unless the options say otherwise: on a busy machine, waiting for a second one
+ * drowns what the candidates differ by. */
 static void tuning_open(struct tuning *tuning, const struct quern_options *options,
                         const char *text)
 {
@@ -304,9 +63,9 @@ static void tuning_open(struct tuning *tuning, const struct quern_options *optio
     if (!mine.threads)
         mine.threads = 1;
     memset(tuning, 0, sizeof(*tuning));
-    memset(&probe, 0, sizeof(probe));
+    memset(&mill_probe, 0, sizeof(mill_probe));
     tuning->ctx = common_context(&mine);
-    assert_ok(tuning->ctx, quern_family_register(tuning->ctx, &mill));
+    assert_ok(tuning->ctx, quern_family_register(tuning->ctx, &mill_family));
     tuning->spec = common_spec(tuning->ctx, text);
     tuning->request = (struct quern_request)QUERN_REQUEST_INIT;
     tuning->request.spec = &tuning->spec;
@@ -466,15 +225,15 @@ START_TEST(every_bad_kernel_is_rejected_for_its_own_reason)
         int kind;
         const char *reason;
     } cases[] = {
-        { WRONG, "out: row 15, element 63: wanted" },
-        { RACING, "they depend on each other" },
-        { PAST_END, "out: written out of bounds, 1 byte after it" },
-        { BEFORE_BEGIN, "before it" },
-        { WRITES_INPUT, "x: byte 25" }, /* the last float of row 0: bytes 252 to 255 */
-        { UNWRITTEN, "(unwritten)" },
-        { BROKEN, "this kind does not compile" },
-        { READS_SCRATCH, "out: " },
-        { PAST_SCRATCH, "workspace: written out of bounds, 1 byte after it" },
+        { MILL_WRONG, "out: row 15, element 63: wanted" },
+        { MILL_RACING, "they depend on each other" },
+        { MILL_PAST_END, "out: written out of bounds, 1 byte after it" },
+        { MILL_BEFORE_BEGIN, "before it" },
+        { MILL_WRITES_INPUT, "x: byte 25" }, /* the last float of row 0: bytes 252 to 255 */
+        { MILL_UNWRITTEN, "(unwritten)" },
+        { MILL_BROKEN, "this kind does not compile" },
+        { MILL_READS_SCRATCH, "out: " },
+        { MILL_PAST_SCRATCH, "workspace: written out of bounds, 1 byte after it" },
     };
     struct quern_options options = QUERN_OPTIONS_INIT;
     struct tuning tuning;
@@ -507,27 +266,27 @@ END_TEST
 
 /* Arrays of the request, strided by `padding`, of random bytes that make ordinary floats. */
 struct memory {
-    struct quern_array arrays[A_COUNT];
-    float *data[A_COUNT], *copy[A_COUNT];
-    size_t bytes[A_COUNT];
+    struct quern_array arrays[MILL_ARRAYS];
+    float *data[MILL_ARRAYS], *copy[MILL_ARRAYS];
+    size_t bytes[MILL_ARRAYS];
 };
 
 static void memory_init(struct memory *memory, struct tuning *tuning, int64_t padding)
 {
     uint64_t seed = common_seed();
     memset(memory, 0, sizeof(*memory));
-    for (int i = 0; i < A_COUNT; i++) {
+    for (int i = 0; i < MILL_ARRAYS; i++) {
         struct quern_shape own;
-        shape(&tuning->spec, i, &own);
+        mill_shape(&tuning->spec, i, &own);
         if (own.role == QUERN_ABSENT)
             continue;
-        int64_t stride = i == A_SLOT ? 1 : own.dims[1] + padding;
+        int64_t stride = i == MILL_SLOT ? 1 : own.dims[1] + padding;
         memory->bytes[i] = (size_t)(own.dims[0] * stride) * 4;
         memory->data[i] = malloc(memory->bytes[i]);
         memory->copy[i] = malloc(memory->bytes[i]);
         memory->arrays[i].data = memory->data[i];
-        if (i == A_SLOT) {
-            inputs(&tuning->spec, i, 3, memory->data[i]);
+        if (i == MILL_SLOT) {
+            mill_inputs(&tuning->spec, i, 3, memory->data[i]);
         } else {
             memory->arrays[i].rank = 2;
             memory->arrays[i].strides[0] = stride;
@@ -538,12 +297,12 @@ static void memory_init(struct memory *memory, struct tuning *tuning, int64_t pa
         memcpy(memory->copy[i], memory->data[i], memory->bytes[i]);
     }
     tuning->request.arrays = memory->arrays;
-    probe.initial = memory->data[A_OUT] ? memory->data[A_OUT][0] : 0;
+    mill_probe.initial = memory->data[MILL_OUT] ? memory->data[MILL_OUT][0] : 0;
 }
 
 static void memory_is_whole(const struct memory *memory)
 {
-    for (int i = 0; i < A_COUNT; i++) {
+    for (int i = 0; i < MILL_ARRAYS; i++) {
         for (size_t e = 0; e < memory->bytes[i] / 4; e++)
             ck_assert_msg(!memcmp(&memory->data[i][e], &memory->copy[i][e], 4),
                           "array %d, element %zu was %a and is %a", i, e,
@@ -553,7 +312,7 @@ static void memory_is_whole(const struct memory *memory)
 
 static void memory_fini(struct memory *memory)
 {
-    for (int i = 0; i < A_COUNT; i++) {
+    for (int i = 0; i < MILL_ARRAYS; i++) {
         free(memory->data[i]);
         free(memory->copy[i]);
     }
@@ -567,10 +326,11 @@ START_TEST(an_accumulating_kernel_finds_its_array_restored_before_every_launch)
     memory_init(&memory, &tuning, 5);
     assert_ok(tuning.ctx, tune(&tuning));
     memory_is_whole(&memory);
-    ck_assert_int_gt(probe.launches, 6);
-    ck_assert_int_eq(probe.surprises, 0);
-    ck_assert_msg(strstr(outcome_of(&tuning.trials, PADDING), "no element of an output covers"),
-                  "%s", outcome_of(&tuning.trials, PADDING));
+    ck_assert_int_gt(mill_probe.launches, 6);
+    ck_assert_int_eq(mill_probe.surprises, 0);
+    ck_assert_msg(
+        strstr(outcome_of(&tuning.trials, MILL_PADDING), "no element of an output covers"), "%s",
+        outcome_of(&tuning.trials, MILL_PADDING));
     memory_fini(&memory);
     tuning_close(&tuning);
 }
@@ -587,8 +347,8 @@ START_TEST(bad_kernels_leave_the_callers_arrays_alone)
             tuning.options.memory_bytes = 700 << 10;
         assert_ok(tuning.ctx, tune(&tuning));
         ck_assert_int_eq(tuning.result.failed, 9);
-        ck_assert_msg(strstr(outcome_of(&tuning.trials, WRITES_INPUT), "but it is an input"), "%s",
-                      outcome_of(&tuning.trials, WRITES_INPUT));
+        ck_assert_msg(strstr(outcome_of(&tuning.trials, MILL_WRITES_INPUT), "but it is an input"),
+                      "%s", outcome_of(&tuning.trials, MILL_WRITES_INPUT));
         memory_is_whole(&memory);
         memory_fini(&memory);
         tuning_close(&tuning);
@@ -616,7 +376,7 @@ START_TEST(an_input_that_overlaps_an_output_is_restored)
     struct memory memory;
     tuning_open(&tuning, NULL, "mill m=16");
     memory_init(&memory, &tuning, 0);
-    memory.arrays[A_OUT] = memory.arrays[A_X]; /* in place: twice would be 4 x */
+    memory.arrays[MILL_OUT] = memory.arrays[MILL_X]; /* in place: twice would be 4 x */
     assert_ok(tuning.ctx, tune(&tuning));
     ck_assert_str_eq(tuning.result.best.config, "kind=0,work=0");
     memory_is_whole(&memory);
@@ -652,17 +412,18 @@ START_TEST(of_a_pool_only_the_slots_in_use_are_saved)
     options.free = count_free;
     tuning_open(&tuning, &options, "mill m=8 n=256 pool=16384 menu=5"); /* 16 MiB */
     memory_init(&memory, &tuning, 0);
-    probe.initial = memory.data[A_OUT][((int32_t *)memory.data[A_SLOT])[0] * 256];
+    mill_probe.initial = memory.data[MILL_OUT][((int32_t *)memory.data[MILL_SLOT])[0] * 256];
     tuning.options.memory_bytes = 256 << 10;
     held_bytes = most_bytes = 0;
     assert_ok(tuning.ctx, tune(&tuning));
-    ck_assert_int_le(most_bytes, (256 << 10) + SCRATCH_BYTES + 512);
+    ck_assert_int_le(most_bytes, (256 << 10) + MILL_SCRATCH_BYTES + 512);
     ck_assert_int_eq(held_bytes, 0);
-    ck_assert_int_eq(probe.surprises, 0);
-    ck_assert_int_gt(probe.launches, 6);
+    ck_assert_int_eq(mill_probe.surprises, 0);
+    ck_assert_int_gt(mill_probe.launches, 6);
     memory_is_whole(&memory);
-    ck_assert_msg(strstr(outcome_of(&tuning.trials, NEIGHBOUR), "no element of an output covers"),
-                  "%s", outcome_of(&tuning.trials, NEIGHBOUR));
+    ck_assert_msg(
+        strstr(outcome_of(&tuning.trials, MILL_NEIGHBOUR), "no element of an output covers"), "%s",
+        outcome_of(&tuning.trials, MILL_NEIGHBOUR));
     memory_fini(&memory);
     tuning_close(&tuning);
 }
@@ -677,11 +438,11 @@ START_TEST(measuring_leaves_every_array_as_it_was)
     tuning_open(&tuning, NULL, "mill m=13 accumulate=1");
     memory_init(&memory, &tuning, 1);
     assert_ok(tuning.ctx, quern_prepare(tuning.ctx, &tuning.request, &kernel));
-    assert_ok(tuning.ctx, quern_measure(tuning.ctx, kernel, &tuning.spec, memory.arrays, 300,
-                                        &time));
+    assert_ok(tuning.ctx,
+              quern_measure(tuning.ctx, kernel, &tuning.spec, memory.arrays, 300, &time));
     memory_is_whole(&memory);
-    ck_assert_int_ge(probe.launches, 300);
-    ck_assert_int_eq(probe.surprises, 0);
+    ck_assert_int_ge(mill_probe.launches, 300);
+    ck_assert_int_eq(mill_probe.surprises, 0);
     ck_assert_int_eq(time.samples, 300);
     ck_assert_double_gt(time.median_us, 0);
     ck_assert_double_eq(time.flops, 13 * 64);
@@ -823,7 +584,7 @@ static int tune_and_die(const char *path)
     tune_options.progress = die_at_sixth;
     int status = quern_context_create(&options, &ctx);
     if (!status)
-        status = quern_family_register(ctx, &mill);
+        status = quern_family_register(ctx, &mill_family);
     if (!status)
         status = quern_spec_parse(ctx, "mill m=16 menu=1", &spec);
     if (!status)
@@ -894,7 +655,7 @@ START_TEST(a_killed_tuning_resumes_where_it_stopped)
     assert_ok(tuning.ctx, tune(&tuning));
     ck_assert_int_eq(tuning.result.candidates, 10);
     ck_assert_int_eq(tuning.result.failed, 9);
-    ck_assert_str_eq(outcome_of(&tuning.trials, RACING), "marked by the test");
+    ck_assert_str_eq(outcome_of(&tuning.trials, MILL_RACING), "marked by the test");
     free(text);
     free(group);
     free(path);

@@ -37,7 +37,8 @@
  *
  * Entries, and their grids (x, y, z):
  *
- *     gemm_pack_b   ceil(k / KC),  ceil(n / NR),  b_batch_stride ? batch : 1     with PACK_B
+ *     gemm_pack_b   ceil(k / KC),  ceil(n / NR),  b_batch_stride ? batch : 1     with PACK_B;
+ *                                  ceil(n / NC) where b is [k,n]
  *     gemm_main     ceil(m / MC),  ceil(n / NC),  batch * SPLIT_K                ALGO_TILED
  *     gemm_small    ceil(m / MR),  ceil(n / NC),  batch * SPLIT_K                ALGO_SMALL
  *     gemm_reduce   m,             ceil(n / NC),  batch                          SPLIT_K > 1
@@ -190,14 +191,10 @@ INLINE void store_row(const struct gemm_args *args, const struct block *block, i
 
 /* A chunk of k is as long as panels are. Where the block packs them itself they are short: panel,
  * the part of b it is made from and the tiles of a must share L1 (64 units beat 256 by 1.4). From
- * [k,n] all of the block's panels are packed together, to read b in rows of NC and not of NR. */
-#if PACK_B
-#define PANEL_UNITS KU
-#define GROUP NR
-#else
-#define PANEL_UNITS MIN(KU, 64)
-#define GROUP (B_IS_NK ? NR : NC)
-#endif
+ * [k,n] panels are packed NC columns at a time, to read b in runs of NC and not of NR. */
+#define PACK_COLUMNS (B_IS_NK ? NR : NC)
+#define GROUP (PACK_B ? NR : PACK_COLUMNS)
+#define PANEL_UNITS (PACK_B ? KU : MIN(KU, 64))
 
 _Static_assert(MC % MR == 0 && NC % NR == 0, "MC, NC: whole tiles");
 _Static_assert(KC % 32 == 0, "KC: whole tile rows");
@@ -234,11 +231,11 @@ static uint32_t *packed_panel(const struct gemm_args *args, int64_t entry, int64
 
 void gemm_pack_b(const struct gemm_args *args, uint32_t x, uint32_t y, uint32_t z)
 {
-    int64_t column = y * (int64_t)GROUP, k_begin = x * (int64_t)KC;
+    int64_t column = y * (int64_t)PACK_COLUMNS, k_begin = x * (int64_t)KC;
     struct piece piece = {
         .b = element(B_DTYPE, args->b, z * args->b_batch_stride),
         .column = column,
-        .columns = MIN(GROUP, args->n - column),
+        .columns = MIN(PACK_COLUMNS, args->n - column),
         .k_begin = k_begin,
         .k = MIN(KC, args->k - k_begin),
     };
@@ -293,7 +290,8 @@ static void multiply_group(const struct gemm_args *args, const struct block *blo
         const uint32_t *b_panels = packed_panel(args, entry, block->column + column, at);
 #else
         (void)entry;
-        pack_panels(b_panels, args, block->b, block->column + column, chunk.columns, at, chunk_k);
+        struct piece piece = { block->b, block->column + column, chunk.columns, at, chunk_k };
+        pack_panels(b_panels, PANEL_UNITS, &piece, args->b_row_stride);
 #endif
         multiply_chunk(args, block, &chunk, a_tiles + done / UNIT_K * A_STEP, b_panels, c_tiles);
         done += PANEL_UNITS * UNIT_K;

@@ -403,8 +403,8 @@ static void bind(const struct quern_binding *binding, struct quern_launch *launc
 
     if (config[PACK_B]) {
         int64_t entries = args.b_batch_stride || !v->batch ? v->batch : 1;
-        QUERN_BIND(step, args, ceil_div(v->k, config[KC]), v->m ? ceil_div(v->n, config[NR]) : 0,
-                   entries);
+        int64_t panels = v->layout ? column_blocks : v->m ? ceil_div(v->n, config[NR]) : 0;
+        QUERN_BIND(step, args, ceil_div(v->k, config[KC]), panels, entries);
         step++;
     }
     QUERN_BIND(step, args, ceil_div(v->m, rows), column_blocks, v->batch * config[SPLIT_K]);

@@ -12,6 +12,7 @@ struct qn_candidate {
     int32_t config[QUERN_MAX_KNOBS];
     char text[512];  /* the config's */
     bool is_default; /* what an untuned call would use; always the first of the list */
+    bool is_checked; /* in every grid order, by this tuning */
     bool is_known;   /* an earlier, interrupted tuning tried it: outcome and stat are that one's */
 
     enum qn_candidate_state state; /* what follows belongs to the builder until it is not NEW */

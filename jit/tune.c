@@ -18,6 +18,8 @@
  * - The default (what an untuned call uses) is candidate 0: built and timed however small the
  *   budget, and taken along into every round, so that a winner has beaten it under the same
  *   conditions.
+ * - Nothing wins unchecked in any grid order. In the first round the serial orders are left out
+ *   where one core would take long over them; such a winner is checked at the end.
  * - A candidate that does not compile, spills, is wrong, races or writes out of bounds is a failed
  *   trial with its reason, never an error of the tuning.
  * - The caller's arrays come back bit for bit, whatever the outcome.
@@ -48,6 +50,7 @@
 #define GIVE_UP 2.0 /* times the best time: three samples are enough */
 #define SLOW 10.0   /* times the best time: not worth timing, if also over SLOW_MS */
 #define SLOW_MS 50.0
+#define SERIAL_MS 500.0  /* a run in one thread longer than this is left to the winner */
 #define SEARCH_SHARE 0.8 /* of the budget; the rest is for later rounds */
 #define MAX_JOBS 32
 #define LEASE_EXPIRY_S 180.0
@@ -81,6 +84,13 @@ static bool is_over(const struct search *search, double share)
 {
     double budget = search->options->budget_s;
     return search->is_stopped || (budget > 0 && seconds(search) > budget * share);
+}
+
+/* There is none when others could not be waited for. */
+static void lease_beat(const struct search *search)
+{
+    if (search->lease)
+        qn_lease_beat(search->lease);
 }
 
 static void entry_set(struct quern_tune_entry *entry, const char *variant, const char *config,
@@ -176,13 +186,25 @@ static int visit_trial(void *user, const struct qn_trial *trial)
     return 0;
 }
 
-/* The default is always measured anew. */
+static void forget(struct qn_candidate *candidate)
+{
+    candidate->is_known = false;
+    candidate->outcome[0] = '\0';
+    candidate->stat = (struct qn_stat){ 0, 0, 0 };
+}
+
+/* The default is always tried anew. So is everything when the earlier tuning came to its end,
+ * without a winner: what went wrong then, such as a full memory, need not now. */
 static void resume(struct search *search)
 {
+    struct qn_candidates *candidates = &search->candidates;
+    int known = 0;
     qn_trial_each(search->ctx->store, search->text, search->generation, visit_trial, search);
-    if (!strcmp(search->candidates.list[0].outcome, "ok")) {
-        search->candidates.list[0].is_known = false;
-        search->candidates.list[0].outcome[0] = '\0';
+    for (int i = 0; i < candidates->count; i++)
+        known += candidates->list[i].is_known;
+    for (int i = 0; i < candidates->count; i++) {
+        if (i == 0 || known == candidates->count)
+            forget(&candidates->list[i]);
     }
 }
 
@@ -201,7 +223,7 @@ static void trial_store(const struct search *search, struct qn_candidate *candid
         .samples = candidate->stat.samples,
     };
     qn_trial_put(search->ctx->store, &trial);
-    qn_lease_beat(search->lease);
+    lease_beat(search);
 }
 
 /* ---- 2. The testbed ------------------------------------------------------------------------ */
@@ -245,8 +267,10 @@ static int candidate_bench(struct search *search, struct qn_candidate *candidate
     struct qn_samples samples = { .count = 0 };
     struct quern_message why;
     double slow_ms = fmax(SLOW_MS, SLOW * search->best_us * 1e-3);
+    const struct qn_check_limits limits = { search->best_us > 0 ? slow_ms : 0,
+                                            candidate->is_default ? 0 : SERIAL_MS };
     int status =
-        qn_testbed_check(&search->bed, candidate->kernel, search->best_us > 0 ? slow_ms : 0, &why);
+        qn_testbed_check(&search->bed, candidate->kernel, &limits, &candidate->is_checked, &why);
     if (!status)
         status = qn_measure_adaptive(&search->bed.set, candidate->kernel, ROUND_MS,
                                      GIVE_UP * search->best_us, &samples, &why);
@@ -288,11 +312,12 @@ static void candidate_count(struct search *search, const struct qn_candidate *ca
         search->best_us = candidate->stat.median;
 }
 
-/* How many tried candidates are ahead of this one. */
+/* How many of those tried, which are the first `done`, are ahead of this one. The rest may be in
+ * the builder's hands. */
 static int rank_of(const struct search *search, const struct qn_candidate *candidate)
 {
     int rank = 0;
-    for (int i = 0; i < search->candidates.count; i++) {
+    for (int i = 0; i < search->done; i++) {
         const struct qn_candidate *other = &search->candidates.list[i];
         rank += is_ok(other) && other->stat.median < candidate->stat.median;
     }
@@ -306,9 +331,9 @@ static void candidate_drop(struct search *search, struct qn_candidate *candidate
 }
 
 /* Kernels of candidates that a later round may want stay loaded. */
-static void candidates_trim(struct search *search, int tried)
+static void candidates_trim(struct search *search)
 {
-    for (int i = 0; i < tried; i++) {
+    for (int i = 0; i < search->done; i++) {
         struct qn_candidate *candidate = &search->candidates.list[i];
         if (candidate->kernel && !candidate->is_default &&
             (!is_ok(candidate) || rank_of(search, candidate) >= KEEP))
@@ -329,7 +354,7 @@ static int first_round(struct search *search)
         }
         candidate_count(search, candidate);
         progress_tell(search, candidate);
-        candidates_trim(search, i + 1);
+        candidates_trim(search);
     }
     return QUERN_OK;
 }
@@ -382,7 +407,7 @@ static void field_cut(struct field *field, int most)
 static void field_fill(struct search *search, struct field *field)
 {
     field->count = 0;
-    for (int i = 0; i < search->candidates.count && field->count <= KEEP; i++) {
+    for (int i = 0; i < search->done && field->count <= KEEP; i++) {
         struct qn_candidate *candidate = &search->candidates.list[i];
         if (is_ok(candidate) && (candidate->is_default || rank_of(search, candidate) < KEEP))
             field->list[field->count++] = candidate;
@@ -391,20 +416,27 @@ static void field_fill(struct search *search, struct field *field)
         field_cut(field, KEEP);
 }
 
+/* Its kernel, and the workspace that it needs. */
+static int candidate_load(struct search *search, struct qn_candidate *candidate)
+{
+    struct quern_message why;
+    qn_candidate_build(candidate, search->ctx, &search->bucket);
+    if (!candidate->kernel)
+        return qn_fail(search->ctx, QUERN_COMPILE, "%s %s: was built before, but not again: %s",
+                       candidate->variant->name, candidate->text, candidate->outcome);
+    int status = qn_workset_workspace(&search->bed.set,
+                                      (size_t)candidate->kernel->plan->workspace_bytes, &why);
+    return status ? qn_fail_why(search->ctx, status, &why) : QUERN_OK;
+}
+
 /* One turn of one candidate: about TURN_MS, at least one launch. */
 static int turn(struct search *search, struct qn_candidate *candidate, struct qn_samples *samples)
 {
     struct quern_message why;
     int count = (int)fmin(fmax(TURN_MS * 1e3 / fmax(candidate->stat.median, 0.1), 1),
                           QN_MAX_SAMPLES / CONFIRM_TURNS);
-    qn_candidate_build(candidate, search->ctx, &search->bucket);
-    if (!candidate->kernel)
-        return qn_fail(search->ctx, QUERN_COMPILE, "%s %s: was built before, but not again",
-                       candidate->variant->name, candidate->text);
-    int status = qn_workset_workspace(&search->bed.set,
-                                      (size_t)candidate->kernel->plan->workspace_bytes, &why);
-    if (!status)
-        status = qn_measure_batch(&search->bed.set, candidate->kernel, count, samples, &why);
+    QN_TRY(candidate_load(search, candidate));
+    int status = qn_measure_batch(&search->bed.set, candidate->kernel, count, samples, &why);
     return status ? qn_fail_why(search->ctx, status, &why) : QUERN_OK;
 }
 
@@ -417,7 +449,7 @@ static int field_measure(struct search *search, struct field *field, int turns)
     for (int t = 0; t < turns && !status; t++) {
         for (int i = 0; i < field->count && !status; i++)
             status = turn(search, field->list[i], &samples[i]);
-        qn_lease_beat(search->lease);
+        lease_beat(search);
         if (is_over(search, 1))
             break;
     }
@@ -458,6 +490,38 @@ static struct qn_candidate *winner_pick(struct search *search, const struct fiel
     }
     int best = qn_contender_pick(contenders, field->count);
     return best < 0 ? NULL : field->list[best];
+}
+
+/* What has not been checked in every order by this tuning, is before it wins: a large problem's
+ * kernels, and those that an interrupted tuning passed. */
+static int winner_check(struct search *search, struct qn_candidate *candidate)
+{
+    const struct qn_check_limits limits = { 0, 0 };
+    struct quern_message why;
+    QN_TRY(candidate_load(search, candidate));
+    int status =
+        qn_testbed_check(&search->bed, candidate->kernel, &limits, &candidate->is_checked, &why);
+    if (status != QUERN_CHECK_FAILED)
+        return status ? qn_fail_why(search->ctx, status, &why) : QUERN_OK;
+    snprintf(candidate->outcome, sizeof(candidate->outcome), "%.250s", why.text);
+    search->failed++;
+    trial_store(search, candidate);
+    return QUERN_OK;
+}
+
+/* The winner that also passes; NULL if nobody does. */
+static int winner_find(struct search *search, struct field *field, struct qn_candidate **winner)
+{
+    while ((*winner = winner_pick(search, field)) && !(*winner)->is_checked) {
+        int kept = 0;
+        QN_TRY(winner_check(search, *winner));
+        for (int i = 0; i < field->count; i++) {
+            if (is_ok(field->list[i]))
+                field->list[kept++] = field->list[i];
+        }
+        field->count = kept;
+    }
+    return QUERN_OK;
 }
 
 /* ---- 6. The result ------------------------------------------------------------------------- */
@@ -503,11 +567,12 @@ static void winner_store(struct search *search, struct qn_candidate *candidate)
     qn_kernels_refresh(search->ctx, &search->bucket);
 }
 
-static int finish(struct search *search, const struct field *field)
+static int finish(struct search *search, struct field *field)
 {
     struct quern_tune_result *result = search->result;
     const struct qn_candidate *first = &search->candidates.list[0];
-    struct qn_candidate *winner = winner_pick(search, field);
+    struct qn_candidate *winner;
+    QN_TRY(winner_find(search, field, &winner));
     result->candidates = search->done;
     result->failed = search->failed;
     result->scratch_bytes = qn_testbed_bytes(&search->bed);
@@ -535,7 +600,9 @@ static int search_run(struct search *search)
     resume(search);
     QN_TRY(testbed_make(search));
     QN_TRY(builder_make(search));
-    QN_TRY(first_round(search));
+    int status = first_round(search);
+    qn_builder_destroy(search->builder);
+    QN_TRY(status);
     QN_TRY(later_rounds(search, &field));
     return finish(search, &field);
 }
@@ -544,7 +611,6 @@ static int search_run(struct search *search)
 static int search_end(struct search *search, int status)
 {
     struct quern_message why;
-    qn_builder_destroy(search->builder);
     if (search->bed.ctx) {
         int undone = qn_testbed_fini(&search->bed, &why);
         if (undone && !status)

@@ -130,16 +130,24 @@ static bool is_saved(const struct qn_workset *set, int r)
     return region->is_pool && region->is_written && region->packed_bytes;
 }
 
+/* set->saved[r] is there only when it is whole: _fini puts it back. */
 static int pool_save(struct qn_workset *set, int r, struct quern_message *why)
 {
     const struct qn_region *region = &set->map->regions[r];
-    QN_TRY(device_alloc(set, region->packed_bytes, &set->saved[r], why));
-    for (int s = 0; s < region->segment_count; s++) {
+    char *saved;
+    int status = device_alloc(set, region->packed_bytes, &saved, why);
+    if (status)
+        return status;
+    for (int s = 0; s < region->segment_count && !status; s++) {
         const struct qn_segment *segment = &region->segments[s];
-        QN_TRY(device_copy(set, set->saved[r] + segment->packed, region->base + segment->begin,
-                           segment->end - segment->begin, why));
+        status = device_copy(set, saved + segment->packed, region->base + segment->begin,
+                             segment->end - segment->begin, why);
     }
-    return QUERN_OK;
+    if (status)
+        qn_free(set->map->ctx, saved, (size_t)region->packed_bytes, NULL);
+    else
+        set->saved[r] = saved;
+    return status;
 }
 
 static int pool_restore(const struct qn_workset *set, int r, struct quern_message *why)

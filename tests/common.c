@@ -5,6 +5,7 @@
 #include <ftw.h>
 #include <libgen.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -200,8 +201,7 @@ static size_t row_offset(const struct quern_shape *shape, const struct quern_arr
     return (size_t)offset * quern_dtype_bytes(shape->dtype);
 }
 
-/* Strides with `padding` elements after each row. */
-static void strides_make(const struct quern_shape *shape, int64_t padding,
+static void strides_make(const struct quern_shape *shape, struct common_layout layout,
                          struct quern_array *array)
 {
     int64_t stride = 1;
@@ -209,8 +209,11 @@ static void strides_make(const struct quern_shape *shape, int64_t padding,
         array->strides[d] = stride;
         stride *= shape->dims[d];
         if (d == shape->rank - 1)
-            stride += padding;
+            stride += layout.padding;
     }
+    if (layout.is_repeated && shape->role == QUERN_IN && shape->rank > 1)
+        array->strides[0] = 0;
+    array->rank = layout.padding || layout.is_repeated ? shape->rank : 0;
 }
 
 /* Pages for `bytes` bytes, guard bytes throughout, between two that may not be touched. The array
@@ -219,8 +222,8 @@ static void array_map(struct common_array *own, size_t bytes, size_t alignment)
 {
     size_t page = (size_t)sysconf(_SC_PAGESIZE);
     own->pages_bytes = (bytes + alignment * 2 + page - 1) / page * page + page;
-    own->pages = mmap(NULL, own->pages_bytes + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS,
-                      -1, 0);
+    own->pages =
+        mmap(NULL, own->pages_bytes + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     ck_assert(own->pages != MAP_FAILED);
     own->pages += page;
     ck_assert_int_eq(mprotect(own->pages, own->pages_bytes, PROT_READ | PROT_WRITE), 0);
@@ -257,13 +260,12 @@ static void array_init(struct common_arrays *set, struct quern_context *ctx,
     struct quern_array *array = &set->arrays[index];
     struct common_array *own = &set->own[index];
     size_t element = quern_dtype_bytes(shape->dtype);
-    strides_make(shape, layout.padding, array);
+    strides_make(shape, layout, array);
     int64_t rows = row_count(shape);
     size_t bytes = rows ? row_offset(shape, array, rows - 1) + row_bytes(shape) : 0;
     array_map(own, bytes, layout.alignment > element ? layout.alignment : element);
     array->data = own->data;
     array->size_bytes = bytes;
-    array->rank = layout.padding ? shape->rank : 0;
     array_fill(set, ctx, spec, index, seed);
     own->before = malloc(own->pages_bytes);
     own->kept = malloc(own->pages_bytes);
@@ -364,8 +366,28 @@ int common_arrays_differ(const struct common_arrays *set)
 
 /* ---- Running ------------------------------------------------------------------------------- */
 
+static char doing[512];
+
+void common_doing(const char *what)
+{
+    snprintf(doing, sizeof(doing), "\ncrashed: %s\n", what);
+}
+
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+static void crashed(int number)
+{
+    signal(number, SIG_DFL);
+    if (write(STDERR_FILENO, doing, strlen(doing)) >= 0)
+        raise(number);
+}
+#endif
+
 int common_main(Suite *suite)
 {
+#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+    signal(SIGSEGV, crashed);
+    signal(SIGILL, crashed);
+#endif
     SRunner *runner = srunner_create(suite);
     srunner_set_fork_status(runner, CK_NOFORK);
     srunner_run_all(runner, CK_NORMAL);

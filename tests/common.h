@@ -72,6 +72,7 @@ struct common_arrays {
 struct common_layout {
     size_t alignment; /* of every base, exactly; 0: that of the element */
     int64_t padding;  /* elements between rows; 0: dense */
+    bool is_repeated; /* inputs have one of what their leading dimension counts: stride 0 */
 };
 
 /* Inputs are the family's, drawn with seed; outputs hold a pattern. */
@@ -86,6 +87,9 @@ void common_arrays_restore(struct common_arrays *set);
 /* Remember the bytes, and compare with them: -1, or the first array that differs. */
 void common_arrays_keep(struct common_arrays *set);
 int common_arrays_differ(const struct common_arrays *set);
+
+/* What a crash is blamed on: kernels run in this process. */
+void common_doing(const char *what);
 
 /* Runs the suites of a program whose tests launch kernels: in this process, since neither OpenMP nor
  * LLVM survives fork. Returns what main() does. */

@@ -16,20 +16,19 @@ struct kinds_args {
     double gain;
 };
 
-static const char args_text[] =
-    "#ifndef KINDS_ARGS_H\n"
-    "#define KINDS_ARGS_H\n"
-    "typedef __INT64_TYPE__ i64;\n"
-    "typedef __UINT32_TYPE__ u32;\n"
-    "struct kinds_args {\n"
-    "    const void *x, *bias;\n"
-    "    void *out;\n"
-    "    double *scaled;\n"
-    "    i64 rows, all_rows, cols;\n"
-    "    i64 x_batch, x_row, out_batch, out_row;\n"
-    "    double gain;\n"
-    "};\n"
-    "#endif\n";
+static const char args_text[] = "#ifndef KINDS_ARGS_H\n"
+                                "#define KINDS_ARGS_H\n"
+                                "typedef __INT64_TYPE__ i64;\n"
+                                "typedef __UINT32_TYPE__ u32;\n"
+                                "struct kinds_args {\n"
+                                "    const void *x, *bias;\n"
+                                "    void *out;\n"
+                                "    double *scaled;\n"
+                                "    i64 rows, all_rows, cols;\n"
+                                "    i64 x_batch, x_row, out_batch, out_row;\n"
+                                "    double gain;\n"
+                                "};\n"
+                                "#endif\n";
 
 static const char kernel_text[] =
     "#include \"kinds_args.h\"\n"

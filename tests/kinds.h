@@ -7,8 +7,17 @@
 #include <quern/family.h>
 
 enum { KINDS_X, KINDS_BIAS, KINDS_OUT };
-enum { KINDS_BATCH, KINDS_ROWS, KINDS_COLS, KINDS_LONGEST, KINDS_DTYPE, KINDS_ORDER, KINDS_BIASED,
-       KINDS_ACCUMULATE, KINDS_GAIN };
+enum {
+    KINDS_BATCH,
+    KINDS_ROWS,
+    KINDS_COLS,
+    KINDS_LONGEST,
+    KINDS_DTYPE,
+    KINDS_ORDER,
+    KINDS_BIASED,
+    KINDS_ACCUMULATE,
+    KINDS_GAIN
+};
 
 extern const struct quern_family kinds_family;
 extern const struct quern_source kinds_sources[];

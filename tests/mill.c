@@ -180,10 +180,11 @@ static int candidates(const struct quern_problem *problem, int32_t (*configs)[QU
         [MILL_MENU_ACCUMULATE] = { MILL_PADDING },
         [MILL_MENU_POOL] = { MILL_NEIGHBOUR, MILL_WRITES_INPUT },
     };
+    static const int32_t speeds[] = { 0, 40000, 80000, 120000, 60000000 };
     int64_t menu = problem->bucket->values[P_MENU];
     int count = 0;
-    for (int work = 0; menu == MILL_MENU_SPEEDS && work < 4; work++)
-        config_set(configs[count++], MILL_GOOD, work * 40000 + (work ? 1 : 0));
+    for (int i = 0; menu == MILL_MENU_SPEEDS && i < 5; i++)
+        config_set(configs[count++], MILL_GOOD, speeds[i]);
     for (int i = 0; menu == MILL_MENU_MANY && i < 60 && i < max; i++)
         config_set(configs[count++], MILL_GOOD, 100000 + i);
     for (int i = 0; menu != MILL_MENU_SPEEDS && menu != MILL_MENU_MANY && kinds[menu][i]; i++)
@@ -221,7 +222,7 @@ static void bind(const struct quern_binding *binding, struct quern_launch *launc
 
 static const struct quern_knob knobs[] = {
     [KNOB_KIND] = { "kind", 0, MILL_KINDS - 1, "what is wrong with the kernel" },
-    [KNOB_WORK] = { "work", 0, 10000000, "how slow it is" },
+    [KNOB_WORK] = { "work", 0, 100000000, "how slow it is" },
 };
 
 static const struct quern_variant mill_cpu = {

@@ -26,7 +26,7 @@ enum mill_kind {
 
 /* The parameter menu=: which candidates are offered beside the default, a good and slow one. */
 enum mill_menu {
-    MILL_MENU_SPEEDS, /* good ones; the fastest has work=0 */
+    MILL_MENU_SPEEDS, /* good ones; the fastest has work=0, the last takes for ever */
     MILL_MENU_BAD,
     MILL_MENU_MANY,     /* 60 slow ones */
     MILL_MENU_HOPELESS, /* the default is wrong, too */

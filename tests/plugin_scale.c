@@ -98,15 +98,9 @@ static void cost(const struct quern_spec *spec, struct quern_cost *cost)
 }
 
 static const struct quern_family scale = {
-    QUERN_FAMILY_TABLES(scale),
-    .folder = "scale",
-    .doc = "out = factor x, from a plugin",
-    .variants = variants,
-    .sources = sources,
-    .units = units,
-    .reference = reference,
-    .tolerance = tolerance,
-    .cost = cost,
+    QUERN_FAMILY_TABLES(scale), .folder = "scale",      .doc = "out = factor x, from a plugin",
+    .variants = variants,       .sources = sources,     .units = units,
+    .reference = reference,     .tolerance = tolerance, .cost = cost,
 };
 
 QUERN_API const struct quern_family *quern_plugin(int index);

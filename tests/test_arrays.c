@@ -7,7 +7,7 @@
 #include "kinds.h"
 
 static struct quern_context *ctx;
-static struct quern_spec spec;            /* batch=2 rows=3 cols=5 f32 with bias */
+static struct quern_spec spec; /* batch=2 rows=3 cols=5 f32 with bias */
 static float x[600], out[600], bias[16];
 static struct quern_array arrays[3], bound[QUERN_MAX_ARRAYS];
 static struct quern_message why;
@@ -348,7 +348,7 @@ START_TEST(alignment_is_what_divides_the_base_and_every_outer_stride)
         int offset; /* in floats, from a multiple of 64 */
         int64_t row;
         int is;
-    } cases[] = { { 0, 8, 16 }, { 0, 4, 16 }, { 0, 6, 8 }, { 0, 5, 4 }, { 2, 8, 8 },
+    } cases[] = { { 0, 8, 16 }, { 0, 4, 16 }, { 0, 6, 8 }, { 0, 5, 4 },   { 2, 8, 8 },
                   { 1, 8, 4 },  { 4, 4, 16 }, { 2, 7, 4 }, { 16, 64, 16 } };
     static float memory[1024] __attribute__((aligned(64)));
     spec = common_spec(ctx, "kinds batch=2 rows=3 cols=4 biased=1");

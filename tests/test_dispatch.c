@@ -6,7 +6,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "common.h"
 #include "jit/build.h"
@@ -26,7 +28,7 @@ static void teardown(void)
     quern_context_destroy(ctx);
 }
 
-static const struct common_layout dense = { 16, 0 };
+static const struct common_layout dense = { 16, 0, false };
 
 static struct quern_kernel *dispatch(struct quern_context *with, const char *text,
                                      const struct quern_array *arrays)
@@ -120,9 +122,13 @@ END_TEST
 START_TEST(launch_refuses_a_spec_outside_the_kernels_bucket)
 {
     struct quern_kernel *kernel = dispatch(ctx, "kinds rows=8", NULL);
-    static const char *const outside[] = { "kinds rows=9", "kinds rows=4", "kinds rows=8 cols=7",
-                                           "kinds rows=8 order=down", "kinds rows=8 gain=1",
-                                           "kinds rows=8 batch=2", "copy n=8" };
+    static const char *const outside[] = { "kinds rows=9",
+                                           "kinds rows=4",
+                                           "kinds rows=8 cols=7",
+                                           "kinds rows=8 order=down",
+                                           "kinds rows=8 gain=1",
+                                           "kinds rows=8 batch=2",
+                                           "copy n=8" };
     for (size_t i = 0; i < sizeof(outside) / sizeof(outside[0]); i++) {
         struct quern_spec spec = common_spec(ctx, outside[i]);
         struct common_arrays set;
@@ -143,7 +149,7 @@ END_TEST
 START_TEST(launch_accepts_every_member_and_better_alignment_but_no_worse)
 {
     struct quern_spec spec = common_spec(ctx, "kinds rows=5 cols=4 gain=2");
-    struct common_layout worse = { 4, 0 }, better = { 64, 0 };
+    struct common_layout worse = { 4, 0, false }, better = { 64, 0, false };
     struct common_arrays set, other;
     struct quern_kernel *kernel;
     common_arrays_init(&set, ctx, &spec, dense, common_random(&seed));
@@ -201,8 +207,8 @@ static void *run_many(void *data)
         worker->wrong += !is_scaled(&worker->set, 3);
     }
     if (!worker->status)
-        worker->status = quern_dispatch(worker->ctx, &worker->spec, worker->set.arrays,
-                                        &worker->kernel);
+        worker->status =
+            quern_dispatch(worker->ctx, &worker->spec, worker->set.arrays, &worker->kernel);
     snprintf(worker->error, sizeof(worker->error), "%s", quern_errmsg(worker->ctx));
     return NULL;
 }
@@ -425,10 +431,16 @@ static void put_winner(struct quern_context *with, const struct quern_spec *spec
     struct qn_bucket bucket = bucket_of(spec);
     char *text, *group;
     ck_assert_int_eq(qn_tuned_key(&bucket, &with->profile, &text, &group), QUERN_OK);
-    const struct qn_tuned row = { .text = text, .group = group, .family = (char *)"kinds",
-                                  .variant = (char *)variant, .config = (char *)config,
-                                  .time_us = 1, .samples = 3, .digest = (char *)"",
-                                  .toolkit = (char *)"", .profile = (char *)with->profile.name,
+    const struct qn_tuned row = { .text = text,
+                                  .group = group,
+                                  .family = (char *)"kinds",
+                                  .variant = (char *)variant,
+                                  .config = (char *)config,
+                                  .time_us = 1,
+                                  .samples = 3,
+                                  .digest = (char *)"",
+                                  .toolkit = (char *)"",
+                                  .profile = (char *)with->profile.name,
                                   .provenance = (char *)"" };
     ck_assert_int_eq(qn_tuned_put(with->store, &row, NULL), QN_STORE_OK);
     qn_kernels_refresh(with, &bucket);
@@ -575,7 +587,8 @@ static void artifact_hex(struct quern_context *with, const char *text, char hex[
 {
     struct quern_spec spec = common_spec(with, text);
     struct qn_bucket bucket = bucket_of(&spec);
-    const struct qn_build_request request = { .bucket = &bucket, .target = &with->target,
+    const struct qn_build_request request = { .bucket = &bucket,
+                                              .target = &with->target,
                                               .profile = &with->profile };
     char **keys;
     int count;
@@ -631,6 +644,49 @@ START_TEST(a_hit_needs_no_compiler_and_a_miss_names_what_is_missing)
     ck_assert_int_eq(compiles(sealed), before);
     quern_context_destroy(sealed);
     free(cache);
+}
+END_TEST
+
+/* A compiler of another version, which notes that it was run. */
+static char *other_compiler(const char *ran)
+{
+    char *path = common_scratch_path("other/clang"), text[4096 + 512];
+    snprintf(text, sizeof(text),
+             "#!/bin/sh\necho >> '%s'\n"
+             "[ \"$1\" = --version ] && echo 'other clang version 19.99.9' && exit\n"
+             "exec %s \"$@\"\n",
+             ran, common_clang());
+    common_file_write(path, text);
+    chmod(path, 0700);
+    return path;
+}
+
+START_TEST(another_compiler_is_another_artifact_except_to_a_sealed_context_which_runs_none)
+{
+    char *cache = common_scratch_path("other/quern.db"), *ran = common_scratch_path("other/ran");
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    options.cache = cache;
+    struct quern_context *first = common_context(&options);
+    dispatch(first, "kinds rows=3", NULL);
+    int64_t before = compiles(first);
+    quern_context_destroy(first);
+
+    char *clang = other_compiler(ran);
+    options.clang = clang;
+    options.mode = "sealed";
+    struct quern_context *sealed = common_context(&options);
+    ck_assert_int_eq(report_of(dispatch(sealed, "kinds rows=3", NULL)).artifact, QUERN_FROM_DISK);
+    quern_context_destroy(sealed);
+    ck_assert_int_ne(access(ran, F_OK), 0);
+
+    options.mode = NULL;
+    struct quern_context *other = common_context(&options);
+    ck_assert_int_eq(report_of(dispatch(other, "kinds rows=3", NULL)).artifact,
+                     QUERN_FROM_COMPILER);
+    ck_assert_int_eq(compiles(other), before + 1);
+    quern_context_destroy(other);
+    ck_assert_int_eq(access(ran, F_OK), 0);
+    free(clang), free(ran), free(cache);
 }
 END_TEST
 
@@ -703,7 +759,8 @@ static double median_dispatch_ns(const char *text)
 /* The promise is 200 ns on a quiet machine, which this may not be, nor a build without sanitizers. */
 START_TEST(a_warm_dispatch_takes_less_than_a_microsecond)
 {
-    static const char *const texts[] = { "copy n=1000", "kinds rows=5 gain=1", "gemm m=5 n=64 k=64" };
+    static const char *const texts[] = { "copy n=1000", "kinds rows=5 gain=1",
+                                         "gemm m=5 n=64 k=64" };
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
     double most = 1e5;
 #else
@@ -793,6 +850,8 @@ static Suite *suite_make(void)
     tcase_add_test(tcase, a_winner_stored_while_a_kernel_is_built_is_not_missed);
     tcase_add_test(tcase, a_winner_serves_neighbours_and_an_illegal_row_serves_nobody);
     tcase_add_test(tcase, a_hit_needs_no_compiler_and_a_miss_names_what_is_missing);
+    tcase_add_test(tcase,
+                   another_compiler_is_another_artifact_except_to_a_sealed_context_which_runs_none);
     tcase_add_test(tcase, a_mode_that_does_not_exist_is_refused);
     tcase_add_test(tcase, a_refused_dispatch_is_tried_again_and_may_then_succeed);
     tcase_add_test(tcase, a_warm_dispatch_takes_less_than_a_microsecond);

@@ -193,10 +193,19 @@ START_TEST(nesting_and_number_of_files_are_bounded)
         sources[i + 1] = (struct quern_source){ paths[i], texts[i] };
     }
     quern_plan_kernel(&plan, "main", "a/main.c", "entry");
+    strcpy(texts[30], "int end;\n"); /* few files, too deep */
     assert_refused(ctx, emit(sources), QUERN_INVALID, "nested deeper than");
     strcpy(texts[10], "int end;\n");
     assert_ok(ctx, emit(sources));
     ck_assert_int_eq(count_of(units[0].source, "int "), 11);
+
+    char flat[100 * 20] = ""; /* not deep, too many */
+    for (int i = 0; i < 100; i++) {
+        sprintf(flat + strlen(flat), "#include \"h%d.h\"\n", i);
+        strcpy(texts[i], "int x;\n");
+    }
+    sources[0].text = flat;
+    assert_refused(ctx, emit(sources), QUERN_INVALID, "more than 64 files");
 }
 END_TEST
 
@@ -216,7 +225,9 @@ static const struct quern_source planted[] = {
 };
 static const struct {
     const char *define, *where;
-} errors[] = { { "IN_MAIN", "a/main.c:6:" }, { "IN_ONE", "a/one.h:5:" }, { "IN_TWO", "b/two.h:6:" } };
+} errors[] = { { "IN_MAIN", "a/main.c:6:" },
+               { "IN_ONE", "a/one.h:5:" },
+               { "IN_TWO", "b/two.h:6:" } };
 
 START_TEST(an_error_is_reported_by_clang_at_the_template_and_line_it_stands_in)
 {
@@ -333,8 +344,10 @@ START_TEST(generated_source_compiles_with_clang_alone)
         request.spec = &spec;
         request.target = targets[i];
         assert_ok(ctx, quern_generate(ctx, &request, &text));
-        said = clang_says(text, i ? "-ffreestanding -nostdlibinc -march=x86-64-v4 -mavx512bf16"
-                                  : "-ffreestanding -nostdlibinc -march=x86-64", &code);
+        said = clang_says(text,
+                          i ? "-ffreestanding -nostdlibinc -march=x86-64-v4 -mavx512bf16"
+                            : "-ffreestanding -nostdlibinc -march=x86-64",
+                          &code);
         ck_assert_msg(code == 0, "%s %s: %s", generated[_i], targets[i], said);
         ck_assert_msg(!strstr(text, "\"/"), "%s: an absolute path", generated[_i]);
         ck_assert_int_eq(count_of(text, "#include"), 0);
@@ -347,7 +360,8 @@ END_TEST
 START_TEST(generated_source_is_the_same_every_time_and_within_a_bucket)
 {
     struct quern_request request = QUERN_REQUEST_INIT;
-    struct quern_spec spec = common_spec(ctx, "copy n=1000"), other = common_spec(ctx, "copy n=513");
+    struct quern_spec spec = common_spec(ctx, "copy n=1000"),
+                      other = common_spec(ctx, "copy n=513");
     char *first, *again;
     request.spec = &spec;
     assert_ok(ctx, quern_generate(ctx, &request, &first));
@@ -374,11 +388,16 @@ START_TEST(generate_refuses_what_it_cannot_plan)
     ck_assert_ptr_nonnull(strstr(quern_errmsg(ctx), "kinds_cpu, kinds_wrong"));
     request.variant = NULL;
     static const char *const configs[][2] = {
-        { "height=3", "config height=3" },         { "tile=0", "config tile=0" },
-        { "tile=65", "from 1 to 64" },             { "tile=2,tile=2", "config tile=2: given twice" },
-        { "tile=x", "config tile=x" },             { "tile", "config=tile" },
-        { "tile=99999999999", "from 1 to 64" },    { "tile=13", "tile=13: must not be 13" },
-        { "add.unroll=5", "config add.unroll=5" }, { "tile=4;add.unroll=1", "config tile=4;add" },
+        { "height=3", "config height=3" },
+        { "tile=0", "config tile=0" },
+        { "tile=65", "from 1 to 64" },
+        { "tile=2,tile=2", "config tile=2: given twice" },
+        { "tile=x", "config tile=x" },
+        { "tile", "config=tile" },
+        { "tile=99999999999", "from 1 to 64" },
+        { "tile=13", "tile=13: must not be 13" },
+        { "add.unroll=5", "config add.unroll=5" },
+        { "tile=4;add.unroll=1", "config tile=4;add" },
     };
     for (size_t i = 0; i < sizeof(configs) / sizeof(configs[0]); i++) {
         request.config = configs[i][0];
@@ -428,9 +447,8 @@ static Suite *suite_make(void)
     tcase_add_test(tcase, empty_files_and_files_without_a_last_newline_flatten);
     tcase_add_test(tcase, a_missing_include_is_named_with_its_includer);
     tcase_add_test(tcase, nesting_and_number_of_files_are_bounded);
-    tcase_add_loop_test(tcase,
-                        an_error_is_reported_by_clang_at_the_template_and_line_it_stands_in, 0,
-                        (int)(sizeof(errors) / sizeof(errors[0])));
+    tcase_add_loop_test(tcase, an_error_is_reported_by_clang_at_the_template_and_line_it_stands_in,
+                        0, (int)(sizeof(errors) / sizeof(errors[0])));
     tcase_add_test(tcase, a_compile_error_reaches_the_caller_with_template_and_line);
     tcase_add_test(tcase, steps_with_equal_source_and_defines_share_a_unit);
     tcase_add_test(tcase, a_plan_of_too_many_steps_or_defines_is_refused_not_overrun);

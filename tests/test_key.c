@@ -47,9 +47,9 @@ static char *artifact_keys(struct quern_context *with, const struct wanted *want
     if (wanted->target)
         ck_assert_int_eq(qn_target_parse(wanted->target, &target, &why), 0);
     qn_bucket_make(&spec, NULL, &bucket);
-    const struct qn_build_request request = { .bucket = &bucket, .target = &target,
-                                              .profile = &with->profile,
-                                              .config = wanted->config };
+    const struct qn_build_request request = {
+        .bucket = &bucket, .target = &target, .profile = &with->profile, .config = wanted->config
+    };
     assert_ok(with, qn_unit_keys(with, &request, &keys, &count));
     ck_assert_int_ge(count, 1);
     for (int i = 0; i < count; i++) {
@@ -216,9 +216,10 @@ END_TEST
 
 START_TEST(target_and_options_change_the_artifact_key)
 {
-    static const char *const targets[] = { "cpu:x86-64-v1", "cpu:x86-64-v2", "cpu:x86-64-v4",
-                                           "cpu:x86-64-v4+bf16", "cpu:x86-64-v4+vnni",
-                                           "cpu:x86-64-v4+bf16+vnni+amx", "cpu:aarch64" };
+    static const char *const targets[] = { "cpu:x86-64-v1",      "cpu:x86-64-v2",
+                                           "cpu:x86-64-v4",      "cpu:x86-64-v4+bf16",
+                                           "cpu:x86-64-v4+vnni", "cpu:x86-64-v4+bf16+vnni+amx",
+                                           "cpu:aarch64" };
     struct quern_plan plan;
     plan_of_kinds(&plan);
     char *base = key_of(&plan, kinds_sources, "cpu:x86-64-v3", "-O3");
@@ -307,10 +308,14 @@ static const struct {
     const char *words, *line;
     bool is_in_group;
 } tuned_inputs[] = {
-    { "rows=100 batch=3", "batch", false },       { "rows=300", "rows", false },
-    { "rows=0", "rows", false },                  { "rows=100 longest=17", "longest", false },
-    { "rows=100 cols=9", "cols", true },          { "rows=100 dtype=f64", "dtype", true },
-    { "rows=100 order=both", "order", true },     { "rows=100 accumulate=1", "accumulate", true },
+    { "rows=100 batch=3", "batch", false },
+    { "rows=300", "rows", false },
+    { "rows=0", "rows", false },
+    { "rows=100 longest=17", "longest", false },
+    { "rows=100 cols=9", "cols", true },
+    { "rows=100 dtype=f64", "dtype", true },
+    { "rows=100 order=both", "order", true },
+    { "rows=100 accumulate=1", "accumulate", true },
     { "rows=100 gain=1", "gain", true },
 };
 

@@ -37,7 +37,7 @@ static char *plugin_path(void)
 static void runs_and_is_checked(const char *text)
 {
     struct quern_spec spec = common_spec(ctx, text);
-    struct common_layout layout = { 0, 5 };
+    struct common_layout layout = { 0, 5, false };
     struct common_arrays set;
     struct quern_check check;
     struct quern_kernel *kernel;
@@ -225,8 +225,8 @@ static void family_reset(void)
     X(params[1].name = "row count", "parameter 1 has no valid name")                               \
     X(params[1].name = "row=count", "parameter 1 has no valid name")                               \
     X(params[2].name = "rows", "parameter rows is listed twice")                                   \
-    X(params[1].kind = (enum quern_param_kind)9, "rows: kind=9 class=1")                                   \
-    X(params[1].param_class = (enum quern_param_class)9, "rows: kind=0 class=9")                          \
+    X(params[1].kind = (enum quern_param_kind)9, "rows: kind=9 class=1")                           \
+    X(params[1].param_class = (enum quern_param_class)9, "rows: kind=0 class=9")                   \
     X(params[1].domain = "1 2 3", "rows: a domain of words goes with CHOICE and DTYPE")            \
     X(params[KINDS_ORDER].domain = NULL, "order: a domain of words goes with CHOICE and DTYPE")    \
     X(params[KINDS_ORDER].domain = "", "order=0: must be one of")                                  \
@@ -235,7 +235,7 @@ static void family_reset(void)
     X(params[KINDS_DTYPE].default_value = QUERN_I8, "dtype=7: must be one of: f64 f32")            \
     X(params[KINDS_ORDER].default_value = 3, "order=3: must be one of: up down both")              \
     X(params[KINDS_BIASED].default_value = 2, "biased=2: must be 0 or 1")                          \
-    X(params[KINDS_COLS].default_value = 0, "cols=0: must be from 1")                              \
+    X(params[KINDS_LONGEST].default_value = 0, "longest=0: must be from 1")                        \
     X(params[KINDS_GAIN].param_class = QUERN_STATIC, "gain: REAL goes with SCALAR")                \
     X(params[KINDS_ROWS].param_class = QUERN_SCALAR, "rows: REAL goes with SCALAR")                \
     X(infos[1].name = NULL, "array 1 has no valid name")                                           \
@@ -350,7 +350,8 @@ START_TEST(a_bad_plan_or_heuristic_is_an_internal_error_that_names_the_variant)
         int status;
         const char *said;
     } outcomes[] = { { QUERN_INTERNAL, "variant=kinds_cpu: its plan has 0 steps" },
-                     { QUERN_INTERNAL, "variant=kinds_cpu: step a has too many or too long defines" },
+                     { QUERN_INTERNAL,
+                       "variant=kinds_cpu: step a has too many or too long defines" },
                      { QUERN_INTERNAL, "variant=kinds_cpu: workspace_bytes=-1" },
                      { QUERN_LOAD, "no_such_function" },
                      { QUERN_INTERNAL, "variant=kinds_cpu: its plan has 101 steps" } };
@@ -383,7 +384,8 @@ START_TEST(a_spec_that_no_variant_supports_is_unsupported_and_named)
     variant.supports = second.supports = supports_nothing;
     assert_ok(ctx, quern_family_register(ctx, &family));
     struct quern_spec spec = common_spec(ctx, "kinds rows=1");
-    assert_refused(ctx, quern_dispatch(ctx, &spec, NULL, &kernel), QUERN_UNSUPPORTED, "target=cpu:");
+    assert_refused(ctx, quern_dispatch(ctx, &spec, NULL, &kernel), QUERN_UNSUPPORTED,
+                   "target=cpu:");
     ck_assert_ptr_nonnull(strstr(quern_errmsg(ctx), "kinds batch=1 rows=1"));
 }
 END_TEST
@@ -400,9 +402,8 @@ static Suite *suite_make(void)
     tcase_add_test(tcase, a_plugin_is_listed_runs_and_is_checked);
     tcase_add_test(tcase, a_plugin_can_be_loaded_again_by_a_later_context);
     tcase_add_test(tcase, what_is_not_a_plugin_is_refused_by_name);
-    tcase_add_loop_test(tcase,
-                        a_spoiled_table_is_refused_in_one_clear_line_and_nothing_registered, 0,
-                        SPOILED_COUNT);
+    tcase_add_loop_test(tcase, a_spoiled_table_is_refused_in_one_clear_line_and_nothing_registered,
+                        0, SPOILED_COUNT);
     tcase_add_test(tcase, null_and_repeated_families_are_refused);
     tcase_add_test(tcase, as_many_families_as_there_is_room_for_then_a_clear_line);
     tcase_add_test(tcase, a_bad_plan_or_heuristic_is_an_internal_error_that_names_the_variant);

@@ -66,8 +66,9 @@ END_TEST
 
 START_TEST(every_kind_parses_to_its_value)
 {
-    struct quern_spec spec = common_spec(ctx, "kinds rows=1099511627776 batch=0 dtype=f64 order=both "
-                                              "biased=1 gain=-2.5e-3 longest=1 cols=1");
+    struct quern_spec spec =
+        common_spec(ctx, "kinds rows=1099511627776 batch=0 dtype=f64 order=both "
+                         "biased=1 gain=-2.5e-3 longest=1 cols=1");
     ck_assert_int_eq(spec.values[KINDS_ROWS], INT64_C(1) << 40);
     ck_assert_int_eq(spec.values[KINDS_BATCH], 0);
     ck_assert_int_eq(spec.values[KINDS_DTYPE], QUERN_F64);
@@ -99,8 +100,8 @@ static struct quern_spec random_spec(uint64_t *seed)
     spec.values[KINDS_BIASED] = common_between(seed, 0, 1);
     spec.values[KINDS_ACCUMULATE] = common_between(seed, 0, 1);
     if (common_between(seed, 0, 1))
-        spec.values[KINDS_GAIN] =
-            bits_of(ldexp((double)(int64_t)common_random(seed), (int)common_between(seed, -900, 900)));
+        spec.values[KINDS_GAIN] = bits_of(
+            ldexp((double)(int64_t)common_random(seed), (int)common_between(seed, -900, 900)));
     return spec;
 }
 
@@ -179,7 +180,7 @@ static const struct {
     { "kinds rows=+3", { "rows=+3", "whole number" } },
     { "kinds rows=0x10", { "rows=0x10", "whole number" } },
     { "kinds rows=-1", { "rows=-1", "from 0 to 1099511627776" } },
-    { "kinds cols=0 rows=1", { "cols=0", "from 1 to 1099511627776" } },
+    { "kinds longest=0 rows=1", { "longest=0", "from 1 to 1099511627776" } },
     { "kinds rows=1099511627777", { "rows=1099511627777", "from 0 to 1099511627776" } },
     { "kinds rows=9223372036854775808", { "rows=9223372036854775808", "from 0 to" } },
     { "kinds rows=-9223372036854775808", { "rows=-9223372036854775808", "from 0 to" } },
@@ -269,7 +270,7 @@ static const struct {
     { KINDS_ROWS, -1, "rows=-1: must be from 0" },
     { KINDS_ROWS, (INT64_C(1) << 40) + 1, "rows=1099511627777: must be from 0" },
     { KINDS_ROWS, INT64_MAX, "rows=9223372036854775807: must be from 0" },
-    { KINDS_COLS, 0, "cols=0: must be from 1" },
+    { KINDS_LONGEST, 0, "longest=0: must be from 1" },
     { KINDS_DTYPE, QUERN_BF16, "dtype=2: must be one of: f64 f32" },
     { KINDS_DTYPE, QUERN_NONE, "dtype=0: must be one of: f64 f32" },
     { KINDS_DTYPE, -1, "dtype=-1: must be one of: f64 f32" },
@@ -308,10 +309,15 @@ START_TEST(byte_counts_past_63_bits_are_refused_by_name_and_size)
 }
 END_TEST
 
+static const char *const empty_specs[] = {
+    "kinds batch=0 rows=1099511627776 cols=1099511627776",
+    "kinds batch=1099511627776 rows=0 cols=1099511627776 dtype=f64",
+    "kinds batch=1099511627776 rows=1099511627776 cols=0",
+};
+
 START_TEST(an_empty_array_has_no_bytes_however_large_its_other_sizes)
 {
-    struct quern_spec spec = common_spec(ctx, "kinds batch=1099511627776 rows=0 "
-                                              "cols=1099511627776 dtype=f64");
+    struct quern_spec spec = common_spec(ctx, empty_specs[_i]);
     struct quern_shape shape;
     struct quern_array arrays[3] = { { 0 } }, bound[QUERN_MAX_ARRAYS];
     struct quern_message why;
@@ -384,7 +390,8 @@ static struct quern_spec random_of(const struct quern_family *family, uint64_t *
         int64_t least = param->minimum > 0 ? param->minimum : 0;
         if (param->kind == QUERN_SIZE &&
             (is_bucketed(param) || param->default_value == QUERN_REQUIRED))
-            spec.values[i] = common_between(seed, least, least + (1 << common_between(seed, 0, 16)));
+            spec.values[i] =
+                common_between(seed, least, least + (1 << common_between(seed, 0, 16)));
     }
     return spec;
 }
@@ -426,8 +433,14 @@ END_TEST
 
 START_TEST(default_bucket_is_the_next_power_of_two_and_0_shares_that_of_1)
 {
-    static const int64_t pairs[][2] = { { 0, 1 }, { 1, 1 }, { 2, 2 }, { 3, 4 }, { 4, 4 }, { 5, 8 },
-                                        { 513, 1024 }, { (INT64_C(1) << 39) + 1, INT64_C(1) << 40 },
+    static const int64_t pairs[][2] = { { 0, 1 },
+                                        { 1, 1 },
+                                        { 2, 2 },
+                                        { 3, 4 },
+                                        { 4, 4 },
+                                        { 5, 8 },
+                                        { 513, 1024 },
+                                        { (INT64_C(1) << 39) + 1, INT64_C(1) << 40 },
                                         { INT64_C(1) << 40, INT64_C(1) << 40 } };
     for (size_t i = 0; i < sizeof(pairs) / sizeof(pairs[0]); i++) {
         struct quern_spec spec = common_spec(ctx, "kinds rows=1 cols=3");
@@ -437,6 +450,28 @@ START_TEST(default_bucket_is_the_next_power_of_two_and_0_shares_that_of_1)
         ck_assert_int_eq(bucket.spec.values[KINDS_COLS], 3);
         ck_assert_int_eq(bucket.spec.values[KINDS_LONGEST], 16);
     }
+}
+END_TEST
+
+START_TEST(buckets_are_equal_only_in_every_value_and_alignment)
+{
+    struct quern_spec spec = common_spec(ctx, "kinds rows=4 gain=1");
+    struct qn_bucket bucket = bucket_of(&spec), other = bucket;
+    ck_assert(qn_bucket_equal(&bucket, &other));
+    for (int i = 0; i < spec.family->param_count; i++) {
+        other.spec.values[i]++;
+        ck_assert(!qn_bucket_equal(&bucket, &other));
+        ck_assert_uint_ne(qn_bucket_hash(&bucket), qn_bucket_hash(&other));
+        other = bucket;
+    }
+    for (int i = 0; i < spec.family->array_count; i++) {
+        other.alignment[i] = 8;
+        ck_assert(!qn_bucket_equal(&bucket, &other));
+        ck_assert_uint_ne(qn_bucket_hash(&bucket), qn_bucket_hash(&other));
+        other = bucket;
+    }
+    other.spec.family = quern_family_find(ctx, "copy");
+    ck_assert(!qn_bucket_equal(&bucket, &other));
 }
 END_TEST
 
@@ -491,11 +526,13 @@ static Suite *suite_make(void)
     tcase_add_loop_test(tcase, bad_values_are_refused_naming_the_parameter_and_what_is_allowed, 0,
                         (int)(sizeof(bad_values) / sizeof(bad_values[0])));
     tcase_add_test(tcase, byte_counts_past_63_bits_are_refused_by_name_and_size);
-    tcase_add_test(tcase, an_empty_array_has_no_bytes_however_large_its_other_sizes);
+    tcase_add_loop_test(tcase, an_empty_array_has_no_bytes_however_large_its_other_sizes, 0,
+                        (int)(sizeof(empty_specs) / sizeof(empty_specs[0])));
     tcase_add_test(tcase, shape_follows_the_spec);
     tcase_add_test(tcase, bucket_contains_its_member_and_is_idempotent_in_every_family);
     tcase_add_test(tcase, bucket_is_monotone_in_every_dynamic_size_of_every_family);
     tcase_add_test(tcase, default_bucket_is_the_next_power_of_two_and_0_shares_that_of_1);
+    tcase_add_test(tcase, buckets_are_equal_only_in_every_value_and_alignment);
     tcase_add_test(tcase, bucket_knows_whether_a_real_is_given_and_not_its_value);
     tcase_add_test(tcase, values_are_written_as_words_and_in_keys_a_real_by_its_presence);
     suite_add_tcase(suite, tcase);

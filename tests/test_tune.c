@@ -82,6 +82,14 @@ static int tune(struct tuning *tuning)
     return quern_tune(tuning->ctx, &tuning->request, &tuning->options, &tuning->result);
 }
 
+/* Of the spec's tuned rows; malloc'ed. */
+static void tuning_key(const struct tuning *tuning, char **text, char **group)
+{
+    struct qn_bucket bucket;
+    qn_bucket_make(&tuning->spec, NULL, &bucket);
+    ck_assert(!qn_tuned_key(&bucket, &tuning->ctx->profile, text, group));
+}
+
 static void tuning_close(struct tuning *tuning)
 {
     quern_context_destroy(tuning->ctx);
@@ -110,8 +118,7 @@ START_TEST(the_fastest_right_config_wins_and_serves_the_next_call)
     ck_assert_str_eq(tuning.result.best.config, "kind=0,work=0");
     ck_assert_str_eq(tuning.result.heuristic.config, "kind=0,work=20000");
     ck_assert_double_gt(tuning.result.speedup, 2);
-    ck_assert_int_eq(tuning.result.candidates, 5);
-    ck_assert_int_eq(tuning.result.failed, 0);
+    ck_assert_int_eq(tuning.result.candidates, 6);
     ck_assert_int_gt(tuning.result.scratch_bytes, 0);
     ck_assert_str_eq(tuning.trials.config[0], "kind=0,work=20000"); /* the default comes first */
 
@@ -123,10 +130,36 @@ START_TEST(the_fastest_right_config_wins_and_serves_the_next_call)
 }
 END_TEST
 
+static int visit_samples(void *user, const struct qn_trial *trial)
+{
+    if (!strcmp(trial->config, "kind=0,work=120000"))
+        *(int64_t *)user = trial->samples;
+    return 0;
+}
+
+START_TEST(slow_candidates_drop_out_early)
+{
+    struct tuning tuning;
+    char *text, *group;
+    int64_t samples = 0;
+    tuning_open(&tuning, NULL, "mill m=16");
+    assert_ok(tuning.ctx, tune(&tuning));
+    tuning_key(&tuning, &text, &group);
+    qn_trial_each(tuning.ctx->store, text, 1, visit_samples, &samples);
+    ck_assert_int_eq(samples, 3); /* more than twice the best: no more than three */
+    ck_assert_str_eq(tuning.trials.config[5], "kind=0,work=60000000");
+    ck_assert_msg(strstr(tuning.trials.outcome[5], "slow: its first run took"), "%s",
+                  tuning.trials.outcome[5]);
+    ck_assert_int_eq(tuning.result.failed, 1);
+    free(text);
+    free(group);
+    tuning_close(&tuning);
+}
+END_TEST
+
 START_TEST(a_stored_winner_is_reused_and_force_makes_a_new_generation)
 {
     struct tuning tuning;
-    struct qn_bucket bucket;
     struct qn_tuned row;
     char *text, *group;
     tuning_open(&tuning, NULL, "mill m=16");
@@ -141,8 +174,7 @@ START_TEST(a_stored_winner_is_reused_and_force_makes_a_new_generation)
     assert_ok(tuning.ctx, tune(&tuning));
     ck_assert_int_eq(tuning.result.is_reused, 0);
 
-    qn_bucket_make(&tuning.spec, NULL, &bucket);
-    ck_assert(!qn_tuned_key(&bucket, &tuning.ctx->profile, &text, &group));
+    tuning_key(&tuning, &text, &group);
     ck_assert_int_eq(qn_tuned_find(tuning.ctx->store, text, &row), QN_STORE_OK);
     ck_assert_int_eq(row.generation, 2);
     ck_assert_str_eq(row.config, "kind=0,work=0");
@@ -248,16 +280,6 @@ START_TEST(every_bad_kernel_is_rejected_for_its_own_reason)
     }
     ck_assert_int_eq(tuning.result.failed, 9);
     ck_assert_str_eq(tuning.result.best.config, "kind=0,work=20000");
-    tuning_close(&tuning);
-}
-END_TEST
-
-START_TEST(when_nothing_passes_the_reason_is_the_defaults)
-{
-    struct tuning tuning;
-    tuning_open(&tuning, NULL, "mill m=16 menu=3");
-    assert_refused(tuning.ctx, tune(&tuning), QUERN_CHECK_FAILED,
-                   "none of 3 candidates passed; mill_cpu kind=1,work=20000: out: row 15");
     tuning_close(&tuning);
 }
 END_TEST
@@ -492,7 +514,7 @@ START_TEST(the_budget_bounds_the_whole_and_the_default_is_always_timed)
         tuning_open(&tuning, NULL, "mill m=256 menu=2");
         tuning.options.budget_s = budgets[i];
         assert_ok(tuning.ctx, tune(&tuning));
-        ck_assert_double_lt(tuning.result.seconds, budgets[i] + 4);
+        ck_assert_double_lt(tuning.result.seconds, budgets[i] + 10);
         ck_assert_int_ge(tuning.result.candidates, 1);
         ck_assert_int_lt(tuning.result.candidates, 61);
         ck_assert_double_gt(tuning.result.heuristic.time_us, 0);
@@ -593,37 +615,69 @@ static int tune_and_die(const char *path)
     return status != 0;
 }
 
+/* Trials that the killed process left. */
 struct kept {
     int count, failed;
-    char config[64];
 };
 
-/* Trials that the killed process left; the failed ones are marked, to see whether they are run
- * again. */
 static int visit_kept(void *user, const struct qn_trial *trial)
 {
     struct kept *kept = user;
     kept->count++;
     kept->failed += strcmp(trial->outcome, "ok") != 0;
-    if (strstr(trial->config, "kind=2,"))
-        snprintf(kept->config, sizeof(kept->config), "%s", trial->config);
     return 0;
 }
 
+/* Say something else of a candidate that was rejected, to see whether it is believed. */
+struct mark {
+    const char *config, *outcome;
+    struct qn_trial trial;
+};
+
 static int visit_mark(void *user, const struct qn_trial *trial)
 {
-    struct qn_trial *marked = user;
-    if (strcmp(trial->config, "kind=2,work=0"))
+    struct mark *mark = user;
+    if (strcmp(trial->config, mark->config))
         return 0;
-    *marked = *trial;
-    marked->text = strdup(trial->text);
-    marked->variant = strdup(trial->variant);
-    marked->config = strdup(trial->config);
-    marked->digest = strdup(trial->digest);
-    marked->toolkit = strdup(trial->toolkit);
-    marked->outcome = strdup("marked by the test");
+    mark->trial = *trial;
+    mark->trial.text = strdup(trial->text);
+    mark->trial.variant = strdup(trial->variant);
+    mark->trial.config = strdup(trial->config);
+    mark->trial.digest = strdup(trial->digest);
+    mark->trial.toolkit = strdup(trial->toolkit);
+    mark->trial.outcome = strdup(mark->outcome);
+    mark->trial.time_us = 1;
     return 1;
 }
+
+static void trial_mark(struct quern_context *ctx, const char *text, const char *config,
+                       const char *outcome)
+{
+    struct mark mark = { config, outcome, { 0 } };
+    qn_trial_each(ctx->store, text, 1, visit_mark, &mark);
+    ck_assert_ptr_nonnull(mark.trial.config);
+    ck_assert_int_eq(qn_trial_put(ctx->store, &mark.trial), QN_STORE_OK);
+    qn_trial_fini(&mark.trial);
+}
+
+START_TEST(when_nothing_passes_the_reason_is_the_defaults_and_all_is_tried_again)
+{
+    static const char said[] =
+        "none of 3 candidates passed; mill_cpu kind=1,work=20000: out: row 15";
+    struct tuning tuning;
+    char *text, *group;
+    tuning_open(&tuning, NULL, "mill m=16 menu=3");
+    assert_refused(tuning.ctx, tune(&tuning), QUERN_CHECK_FAILED, said);
+    tuning_key(&tuning, &text, &group);
+    trial_mark(tuning.ctx, text, "kind=1,work=20000", "marked by the test");
+    trial_mark(tuning.ctx, text, "kind=3,work=0", "marked by the test");
+    assert_refused(tuning.ctx, tune(&tuning), QUERN_CHECK_FAILED, said);
+    ck_assert_str_ne(outcome_of(&tuning.trials, MILL_PAST_END), "marked by the test");
+    free(text);
+    free(group);
+    tuning_close(&tuning);
+}
+END_TEST
 
 START_TEST(a_killed_tuning_resumes_where_it_stopped)
 {
@@ -631,8 +685,6 @@ START_TEST(a_killed_tuning_resumes_where_it_stopped)
     char *const arguments[] = { "test_tune", "--die", path, NULL };
     struct quern_options options = file_options(path);
     struct tuning tuning;
-    struct qn_bucket bucket;
-    struct qn_trial marked;
     struct kept kept = { 0 };
     char *text, *group;
     pid_t child;
@@ -642,20 +694,19 @@ START_TEST(a_killed_tuning_resumes_where_it_stopped)
     ck_assert(WIFSIGNALED(code) && WTERMSIG(code) == SIGKILL);
 
     tuning_open(&tuning, &options, "mill m=16 menu=1");
-    qn_bucket_make(&tuning.spec, NULL, &bucket);
-    ck_assert(!qn_tuned_key(&bucket, &tuning.ctx->profile, &text, &group));
+    tuning_key(&tuning, &text, &group);
     qn_trial_each(tuning.ctx->store, text, 1, visit_kept, &kept);
     ck_assert_int_eq(kept.count, 6);
     ck_assert_int_eq(kept.failed, 5);
-    ck_assert_str_eq(kept.config, "kind=2,work=0");
-    qn_trial_each(tuning.ctx->store, text, 1, visit_mark, &marked);
-    ck_assert_int_eq(qn_trial_put(tuning.ctx->store, &marked), QN_STORE_OK);
-    qn_trial_fini(&marked);
+    trial_mark(tuning.ctx, text, "kind=1,work=0", "marked by the test");
+    trial_mark(tuning.ctx, text, "kind=2,work=0", "ok"); /* and fast; but it still races */
 
     assert_ok(tuning.ctx, tune(&tuning));
     ck_assert_int_eq(tuning.result.candidates, 10);
     ck_assert_int_eq(tuning.result.failed, 9);
-    ck_assert_str_eq(outcome_of(&tuning.trials, MILL_RACING), "marked by the test");
+    ck_assert_str_eq(outcome_of(&tuning.trials, MILL_WRONG), "marked by the test");
+    ck_assert_str_eq(outcome_of(&tuning.trials, MILL_RACING), "ok");
+    ck_assert_str_eq(tuning.result.best.config, "kind=0,work=20000");
     free(text);
     free(group);
     free(path);
@@ -671,11 +722,12 @@ int main(int argc, char **argv)
     TCase *tests = tcase_create("tune");
     tcase_set_timeout(tests, 120);
     tcase_add_test(tests, the_fastest_right_config_wins_and_serves_the_next_call);
+    tcase_add_test(tests, slow_candidates_drop_out_early);
     tcase_add_test(tests, a_stored_winner_is_reused_and_force_makes_a_new_generation);
     tcase_add_test(tests, two_tunings_give_one_winner_and_neighbours_seed_the_search);
     tcase_add_test(tests, of_two_that_tune_at_once_one_works_and_both_have_its_winner);
     tcase_add_test(tests, every_bad_kernel_is_rejected_for_its_own_reason);
-    tcase_add_test(tests, when_nothing_passes_the_reason_is_the_defaults);
+    tcase_add_test(tests, when_nothing_passes_the_reason_is_the_defaults_and_all_is_tried_again);
     tcase_add_test(tests, an_accumulating_kernel_finds_its_array_restored_before_every_launch);
     tcase_add_test(tests, bad_kernels_leave_the_callers_arrays_alone);
     tcase_add_test(tests, too_little_memory_is_refused_by_name);

@@ -220,8 +220,8 @@ struct quern_family {
      * and monotone. NULL: each to the next power of two. */
     void (*bucket)(struct quern_spec *bucket);
     /* The byte ranges of array `index` that a call reads or writes, at most QUERN_MAX_RANGES, sorted
-     * and disjoint. host[i] is a host copy of integer array i, else NULL. Returns the count. NULL:
-     * what shape and strides span. For pools of which a call uses a few slots. */
+     * and disjoint. host[i] is a dense host copy of integer array i, else NULL. Returns the count.
+     * NULL: what shape and strides span. For pools of which a call uses a few slots. */
     int (*touched)(const struct quern_spec *spec, const struct quern_array *arrays,
                    const void *const *host, int index, struct quern_range *ranges);
     /* Valid random contents of array `index`, dense, in host memory. Returns 0 to have the default

@@ -26,7 +26,7 @@ QN_CPPFLAGS := -Iinclude -I$(B)/include -I. -D_GNU_SOURCE= $(CPPFLAGS)
 CFLAGS ?= -O2 -g
 QN_CFLAGS := -std=gnu11 $(CFLAGS) -fPIC -fopenmp -fvisibility=hidden -Wall -Wextra -Wshadow \
 	-Wstrict-prototypes -Wmissing-prototypes -Wvla \
-	$(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-omit-frame-pointer)
+	$(if $(SANITIZE),-fsanitize=$(SANITIZE) -fno-sanitize-recover=all -fno-omit-frame-pointer)
 WARNING_FLAGS := $(if $(CI)$(WERROR),-Werror)
 
 # $(call library,name): shared, or with STATIC=1 the archive.

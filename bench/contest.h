@@ -20,7 +20,6 @@
 #include "bench/figures.h"
 
 enum { MAX_SETS = 64, MAX_CONTESTANTS = 10, CHECKED_PLACES = 4000, ENOUGH_ROUNDS = 5 };
-#define QUIET 0.04
 
 struct workload {
     char label[48];
@@ -30,7 +29,7 @@ struct workload {
 };
 
 struct contestant {
-    char name[96], key[16]; /* key: "ours", "openblas", "onednn", "stream" */
+    char name[96], key[16]; /* key: "tuned", "openblas", "onednn", "stream", ... */
     int (*call)(struct contestant *self, int set);
     void *state;
     const struct workload *work;
@@ -281,6 +280,11 @@ static double median_s(const struct contest *contest, const struct contestant *e
     return median_of(entry->round_s, contest->rounds);
 }
 
+static double contest_noise(const struct contest *contest)
+{
+    return median_of(contest->others, contest->rounds);
+}
+
 static void contest_report(struct contest *contest)
 {
     for (int i = 0; i < contest->count; i++) {
@@ -298,19 +302,19 @@ static void contest_report(struct contest *contest)
             detail.ratio = speed_ratio(contest, entry, &contest->entries[0], &detail.ratio_mad);
         add_detail(contest->results, &detail);
     }
-    double others = median_of(contest->others, contest->rounds);
+    double others = contest_noise(contest);
     fprintf(talk, "    %d rounds, %d dropped as disturbed; others had %.0f%% of the machine%s\n",
             contest->rounds, contest->dropped, 100 * others,
             others > QUIET ? ": BUSY, distrust this case" : "");
 }
 
-/* The fastest contestant of a key; NULL if there is none. */
+/* The fastest contestant whose key begins with `key`; NULL if there is none. */
 static const struct contestant *contest_best(const struct contest *contest, const char *key)
 {
     const struct contestant *best = NULL;
     for (int i = 0; i < contest->count; i++) {
         const struct contestant *entry = &contest->entries[i];
-        if (entry->is_out || strcmp(entry->key, key))
+        if (entry->is_out || strncmp(entry->key, key, strlen(key)))
             continue;
         if (!best || median_s(contest, entry) < median_s(contest, best))
             best = entry;

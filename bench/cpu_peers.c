@@ -151,9 +151,10 @@ static void part_roof(struct run *run, const struct gemm_case *what)
     if (roof->amx_gflops[0] > 0)
         fprintf(talk, "  bf16 AMX         %12.0f %14.0f GFLOPS\n", roof->amx_gflops[0],
                 roof->amx_gflops[1]);
-    fprintf(talk, "  streaming read   %12.1f %14.1f GB/s of %.0f MB (%d streams, %d bytes ahead)\n",
-            roof->stream_gbps[0], roof->stream_gbps[1], (double)roof->stream_bytes * 1e-6,
-            roof->streams, roof->ahead);
+    fprintf(talk, "  streaming read   %12.1f %14.1f GB/s of %.0f MB\n", roof->stream_gbps[0],
+            roof->stream_gbps[1], (double)roof->stream_bytes * 1e-6);
+    fprintf(talk, "    fastest with %d streams a thread, %lld KiB apart, prefetching %d bytes\n",
+            roof->pattern.streams, (long long)roof->pattern.span >> 10, roof->pattern.ahead);
 }
 
 /* ---- 2. OpenBLAS's core types -------------------------------------------------------------- */
@@ -246,7 +247,7 @@ static void stream_enter(struct contest *contest)
 {
     struct contestant *entry = contest_add(contest, "stream", 0);
     stream_roof = contest->results->roof;
-    if (!entry || !stream_roof.streams)
+    if (!entry || !stream_roof.pattern.streams)
         return;
     entry->call = stream_call;
     entry->is_reader = 1;
@@ -260,25 +261,22 @@ static void figure_rate(const struct contest *contest, const struct contestant *
     snprintf(text, bytes, "%.*f %s", rate < 100 ? 1 : 0, rate, rate_unit(entry));
 }
 
-/* What share of the arithmetic that the machine can do: the tuned kernel's, and its peers' best. */
-static void add_peak_figure(struct contest *contest)
+/* What share of the arithmetic that the machine can do. */
+static void add_peak_figure(struct contest *contest, const char *key)
 {
-    static const char *const keys[] = { "tuned", "onednn" };
+    const struct contestant *entry = contest_best(contest, key);
     const struct roof *roof = &contest->results->roof;
     double peak = contest->work.is_bf16 ? fmax(roof->amx_gflops[1], roof->bf16_gflops[1]) : 0;
+    struct figure *figure;
+    char name[96];
     peak = fmax(peak, roof->f32_gflops[1]);
-    for (int i = 0; i < 2; i++) {
-        const struct contestant *entry = contest_best(contest, keys[i]);
-        struct figure *figure;
-        char name[96];
-        if (!entry)
-            continue;
-        snprintf(name, sizeof name, "%s, %s", contest->work.label, keys[i]);
-        figure = add_figure(contest->results, name);
-        figure_rate(contest, entry, figure->ours, sizeof figure->ours);
-        snprintf(figure->peer, sizeof figure->peer, "peak %.0f GFLOPS", peak);
-        judge_ratio(figure, rate_of(entry, median_s(contest, entry)) / peak, 0);
-    }
+    if (!entry || !(peak > 0))
+        return;
+    snprintf(name, sizeof name, "%s, %s", contest->work.label, key);
+    figure = add_figure(contest->results, name);
+    figure_rate(contest, entry, figure->ours, sizeof figure->ours);
+    snprintf(figure->peer, sizeof figure->peer, "peak %.0f GFLOPS", peak);
+    judge_ratio(figure, rate_of(entry, median_s(contest, entry)) / peak, 0);
 }
 
 /* ours against the best of the peer's entries; nothing if the peer is not there. */
@@ -303,25 +301,32 @@ static void add_speed_figure(struct contest *contest, const char *ours_key, cons
     judge_ratio(figure, speed_ratio(contest, ours, peer, NULL), wanted);
 }
 
+/* oneDNN may choose the format of b, so it meets our prepacked b where there is one; OpenBLAS and the
+ * reader take b as it is, so they meet ours as it is. */
 static void add_case_figures(struct contest *contest, const struct gemm_case *what)
 {
+    const char *packed = contest_best(contest, "prepacked") ? "prepacked" : "tuned";
     if (what->m == 1)
         add_speed_figure(contest, "tuned", "stream", what->stream);
     if (!what->is_bf16)
         add_speed_figure(contest, "tuned", "openblas", what->openblas);
-    add_speed_figure(contest, "tuned", "onednn", what->onednn);
+    add_speed_figure(contest, packed, "onednn", what->onednn);
+    add_speed_figure(contest, "tuned", "onednn-as-is", 0);
     add_speed_figure(contest, "untuned", what->m == 1 ? "stream" : "onednn", 0);
-    if (what->m >= 512)
-        add_peak_figure(contest);
+    if (what->m >= 512) {
+        add_peak_figure(contest, packed);
+        add_peak_figure(contest, "onednn");
+    }
 }
 
 static void part_case(struct run *run, const struct gemm_case *what)
 {
+    static const char *const ours[] = { "prepacked", "tuned", "untuned" };
     struct contest contest = { .results = &run->results };
     struct blas blas;
     struct dnnl dnnl;
-    char cache[2][96];
-    int rows = what->m == 1 ? ROWS_ONE : what->m <= 64 ? ROWS_FEW : ROWS_MANY;
+    char cache[96];
+    int first, rows = what->m == 1 ? ROWS_ONE : what->m <= 64 ? ROWS_FEW : ROWS_MANY;
     double tune_s = run->is_quick ? 1.5 : what->is_extra ? 6 : 10;
     double time_s = run->is_quick ? 1.5 : what->is_extra ? 4 : 6;
     workload_init(&contest.work, run, what);
@@ -329,10 +334,9 @@ static void part_case(struct run *run, const struct gemm_case *what)
     fprintf(talk, "\n%s: %d set%s of weights, %.0f MB\n", contest.work.label, contest.work.sets,
             contest.work.sets > 1 ? "s in turn" : "",
             (double)contest.work.sets * (double)weight_bytes(&contest.work) * 1e-6);
-    for (int i = 0; i < 2; i++) {
-        snprintf(cache[i], sizeof cache[i], "%s/%s%d-%s.db", run->directory,
-                 i ? "untuned" : "tuned", (int)(what - cases), what->is_bf16 ? "bf16" : "f32");
-        quern_enter(&contest, cache[i], i ? 0 : tune_s);
+    for (int i = 0; i < 3; i++) {
+        snprintf(cache, sizeof cache, "%s/%s%d.db", run->directory, ours[i], (int)(what - cases));
+        quern_enter(&contest, ours[i], cache, i == 2 ? 0 : tune_s);
     }
     if (*run->core[rows])
         setenv("OPENBLAS_CORETYPE", run->core[rows], 1);
@@ -343,7 +347,9 @@ static void part_case(struct run *run, const struct gemm_case *what)
     if (what->m <= 16)
         stream_enter(&contest);
     contest_run(&contest, time_s, 60);
+    first = run->results.figure_count;
     add_case_figures(&contest, what);
+    mark_noise(&run->results, first, contest_noise(&contest));
 }
 
 /* ---- 4. Starts ----------------------------------------------------------------------------- */
@@ -379,9 +385,11 @@ static void measure_all_starts(struct run *run, double *warm_kb)
         snprintf(cache, sizeof cache, "%s/start%d.db", run->directory, i / 2);
         if (measure_starts(&starts, cache, text, run->is_quick ? 5 : count, is_cold))
             return;
-        snprintf(who, sizeof who, "%s", text + 5);
+        snprintf(who, sizeof who, "%s, %s", is_cold ? "first" : "warm", text + 5);
         add_start_detail(run, where[is_cold], who, starts.main_s, starts.count);
         add_start_detail(run, where[is_cold], "  whole process, seen from outside", starts.wall_s,
+                         starts.count);
+        add_start_detail(run, where[is_cold], "  its processor time, all threads", starts.cpu_s,
                          starts.count);
         if (is_cold)
             fprintf(talk, "      of which compiling %.1f ms\n",
@@ -447,10 +455,16 @@ static void measure_dispatch(struct run *run)
 
 static void part_starts(struct run *run, const struct gemm_case *what)
 {
-    double warm_kb = -1;
+    struct noise noise = noise_now();
+    int first = run->results.figure_count;
+    double warm_kb = -1, others;
     (void)what;
     fprintf(talk, "\nstarts\n");
     measure_all_starts(run, &warm_kb);
+    others = noise_since(noise);
+    fprintf(talk, "    others had %.0f%% of the machine%s\n", 100 * others,
+            others > QUIET ? ": BUSY, distrust the times" : "");
+    mark_noise(&run->results, first, others);
     measure_memory(run, warm_kb);
 }
 

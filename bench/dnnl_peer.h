@@ -238,7 +238,8 @@ static int dnnl_call(struct contestant *self, int set)
 static void dnnl_enter(struct contest *contest, const struct dnnl *dnnl)
 {
     for (int is_packed = 1; is_packed >= 0; is_packed--) {
-        struct contestant *entry = contest_add(contest, "onednn", contest->work.is_bf16);
+        struct contestant *entry =
+            contest_add(contest, is_packed ? "onednn" : "onednn-as-is", contest->work.is_bf16);
         if (!entry)
             return;
         entry->call = dnnl_call;

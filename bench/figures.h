@@ -31,6 +31,7 @@ struct figure {
     char name[96], ours[32], peer[64], wanted[24];
     double ratio; /* 0: none */
     int verdict;  /* enum verdict */
+    int is_busy;  /* the machine was not ours alone: the verdict means little */
 };
 
 struct results {
@@ -109,6 +110,13 @@ static void judge_most(struct figure *figure, double value, double most, const c
     figure->verdict = value < 0 ? FIGURE_MISSING : value <= most ? FIGURE_OK : FIGURE_SHORT;
 }
 
+/* Mark the figures from `first` on when others had too much of the machine meanwhile. */
+static void mark_noise(struct results *results, int first, double others)
+{
+    for (int i = first; i < results->figure_count; i++)
+        results->figures[i].is_busy = others > QUIET;
+}
+
 /* ---- Printing ------------------------------------------------------------------------------ */
 
 static const char *verdict_word(int verdict)
@@ -125,8 +133,8 @@ static void print_table(const struct results *results)
         char ratio[16] = "";
         if (f->ratio > 0)
             snprintf(ratio, sizeof ratio, "%.3f", f->ratio);
-        printf("%-50s %-16s %-32s %7s  %-10s %s\n", f->name, f->ours, f->peer, ratio, f->wanted,
-               verdict_word(f->verdict));
+        printf("%-50s %-16s %-32s %7s  %-10s %s%s\n", f->name, f->ours, f->peer, ratio, f->wanted,
+               verdict_word(f->verdict), f->is_busy && f->verdict ? " (busy)" : "");
     }
 }
 
@@ -174,8 +182,8 @@ static void print_json(const struct results *results)
         print_json_text("\"ours\": ", f->ours, ", ");
         print_json_text("\"peer\": ", f->peer, ", ");
         print_json_text("\"wanted\": ", f->wanted, ", ");
-        printf("\"ratio\": %.6g, \"verdict\": \"%s\"}", f->ratio,
-               f->verdict ? verdict_word(f->verdict) : "info");
+        printf("\"ratio\": %.6g, \"verdict\": \"%s\", \"busy\": %s}", f->ratio,
+               f->verdict ? verdict_word(f->verdict) : "info", f->is_busy ? "true" : "false");
     }
     printf("]}\n");
 }

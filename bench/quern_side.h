@@ -1,6 +1,9 @@
-/* quern as a contestant: tuned (first, what the others are compared with) and as its heuristic has
- * it, each with a context and a cache file of its own. b is what the caller has: n rows of k. Where
- * packing it pays, the kernel does that within the timed call.
+/* quern as a contestant, each with a context and a cache file of its own:
+ *
+ *     prepacked   b brought into panels by gemm_pack before anything is timed, then tuned; where the
+ *                 library has that
+ *     tuned       b as the caller has it, n rows of k: where packing it pays, that is timed
+ *     untuned     the same as the heuristic has it
  */
 #ifndef BENCH_QUERN_SIDE_H
 #define BENCH_QUERN_SIDE_H
@@ -51,28 +54,67 @@ static int param_index(const struct quern_spec *spec, const char *name)
     return -1;
 }
 
-static void workload_text(const struct workload *w, char *text, size_t bytes)
+/* How wide gemm_pack makes its panels unless told; 0: this quern packs nothing ahead. */
+static int64_t panel_width(struct quern_context *ctx)
 {
-    const char *dtype = w->is_bf16 ? "bf16" : "f32";
-    snprintf(text, bytes, "gemm m=%lld n=%lld k=%lld a=%s b=%s d=%s", (long long)w->m,
-             (long long)w->n, (long long)w->k, dtype, dtype, dtype);
+    const struct quern_family *gemm = quern_family_find(ctx, "gemm");
+    const struct quern_family *pack = quern_family_find(ctx, "gemm_pack");
+    struct quern_family_description description;
+    struct quern_spec spec = { .family = gemm };
+    int panel;
+    if (!gemm || !pack || param_index(&spec, "packed") < 0)
+        return 0;
+    spec.family = pack;
+    panel = param_index(&spec, "panel");
+    quern_family_describe(pack, &description);
+    return panel < 0 ? 0 : description.params[panel].default_value;
 }
 
-static int side_open(struct quern_side *side, const struct contestant *entry, const char *cache)
+/* b[set] in panels, in memory of its own. */
+static int side_pack(struct quern_side *side, const struct workload *w, int set, int64_t width,
+                     void **packed)
+{
+    const char *dtype = w->is_bf16 ? "bf16" : "f32";
+    struct quern_array arrays[QUERN_MAX_ARRAYS] = { { 0 } };
+    struct quern_spec spec;
+    struct quern_shape shape;
+    char text[160];
+    size_t bytes;
+    int to;
+    snprintf(text, sizeof text, "gemm_pack n=%lld k=%lld b=%s panel=%lld", (long long)w->n,
+             (long long)w->k, dtype, (long long)width);
+    if (quern_spec_parse(side->ctx, text, &spec))
+        return side_fail(side, text);
+    to = array_index(&spec, "packed");
+    if (to < 0 || quern_spec_shape(side->ctx, &spec, to, &shape))
+        return side_fail(side, text);
+    bytes = quern_dtype_bytes(shape.dtype);
+    for (int i = 0; i < shape.rank; i++)
+        bytes *= (size_t)shape.dims[i];
+    *packed = big_alloc(bytes);
+    arrays[array_index(&spec, "b")].data = w->b[set];
+    arrays[to].data = *packed;
+    return quern_run(side->ctx, &spec, arrays, NULL) ? side_fail(side, text) : 0;
+}
+
+static int side_open(struct quern_side *side, const struct contestant *entry, int64_t width)
 {
     const struct workload *w = entry->work;
+    const char *dtype = w->is_bf16 ? "bf16" : "f32";
     char text[160];
-    int a, b, d;
-    workload_text(w, text, sizeof text);
-    if (quern_open(&side->ctx, cache, w->threads) || quern_spec_parse(side->ctx, text, &side->spec))
+    int length = snprintf(text, sizeof text, "gemm m=%lld n=%lld k=%lld a=%s b=%s d=%s",
+                          (long long)w->m, (long long)w->n, (long long)w->k, dtype, dtype, dtype);
+    if (width)
+        snprintf(text + length, sizeof text - (size_t)length, " packed=%lld", (long long)width);
+    if (quern_spec_parse(side->ctx, text, &side->spec))
         return side_fail(side, text);
-    a = array_index(&side->spec, "a");
-    b = array_index(&side->spec, "b");
-    d = array_index(&side->spec, "d");
     for (int set = 0; set < w->sets; set++) {
-        side->arrays[set][a].data = w->a;
-        side->arrays[set][b].data = w->b[set];
-        side->arrays[set][d].data = entry->d;
+        void *b = w->b[set];
+        if (width && side_pack(side, w, set, width, &b))
+            return -1;
+        side->arrays[set][array_index(&side->spec, "a")].data = w->a;
+        side->arrays[set][array_index(&side->spec, "b")].data = b;
+        side->arrays[set][array_index(&side->spec, "d")].data = entry->d;
     }
     return 0;
 }
@@ -111,23 +153,30 @@ static int side_call(struct contestant *self, int set)
     return quern_run(side->ctx, &side->spec, side->arrays[set], &side->call);
 }
 
-/* budget_s 0: not tuned. `cache` is a file that does not exist. */
-static void quern_enter(struct contest *contest, const char *cache, double budget_s)
+/* key: "prepacked", "tuned" or "untuned"; `cache` is a file that does not exist. */
+static void quern_enter(struct contest *contest, const char *key, const char *cache,
+                        double budget_s)
 {
     static const char *const from[] = { "given", "tuned", "neighbour", "heuristic" };
-    struct contestant *entry =
-        contest_add(contest, budget_s > 0 ? "tuned" : "untuned", contest->work.is_bf16);
-    struct quern_side *side;
+    int is_packed = !strcmp(key, "prepacked");
+    struct quern_side *side = calloc(1, sizeof *side);
+    int status = quern_open(&side->ctx, cache, contest->work.threads);
+    int64_t width = status || !is_packed ? 0 : panel_width(side->ctx);
+    struct contestant *entry;
+    if (!status && is_packed && !width)
+        return;
+    entry = contest_add(contest, key, contest->work.is_bf16);
     if (!entry)
         return;
-    entry->state = side = calloc(1, sizeof *side);
+    entry->state = side;
     entry->call = side_call;
-    if (side_open(side, entry, cache) || (budget_s > 0 && side_tune(side, budget_s)) ||
+    if (status || side_open(side, entry, width) || (budget_s > 0 && side_tune(side, budget_s)) ||
         side_ready(side)) {
         contest_drop(contest, entry, quern_errmsg(side->ctx));
         return;
     }
-    snprintf(entry->name, sizeof entry->name, "quern, %s", from[side->report.config_from]);
+    snprintf(entry->name, sizeof entry->name, "quern, %s%s", from[side->report.config_from],
+             width ? ", b prepacked" : "");
     fprintf(talk, "    %s: %s %s\n", entry->name, side->report.variant, side->report.config);
 }
 #endif

@@ -29,11 +29,19 @@
 
 enum { ACCUMULATORS = 14 }; /* independent chains: latency 4-5, two units, within 16 registers */
 
+/* How a thread goes through its share of memory: in blocks of `streams` pieces of `span` bytes (0: all
+ * of the share at once), the pieces side by side, prefetching `ahead` bytes along each piece and from
+ * its end into the next block. */
+struct pattern {
+    int streams, ahead;
+    int64_t span;
+};
+
 struct roof {
     double f32_gflops[2], bf16_gflops[2], amx_gflops[2]; /* one thread, all threads; 0: not there */
     double stream_gbps[2];
-    int64_t stream_bytes; /* footprint */
-    int streams, ahead;   /* the fastest way to read: streams a thread, prefetch distance */
+    int64_t stream_bytes;   /* footprint */
+    struct pattern pattern; /* the fastest way to read it */
 };
 
 /* ---- Multiply-adds in registers ------------------------------------------------------------ */
@@ -57,41 +65,40 @@ typedef float peak_function(int64_t rounds);
         return sum[0];                                                                             \
     }
 
-/* Reads [data, data + bytes) as `streams` pieces side by side, `ahead` bytes prefetched. */
-typedef uint64_t stream_function(const char *data, int64_t bytes, int streams, int ahead);
+typedef uint64_t stream_function(const char *data, int64_t bytes, struct pattern pattern);
 
-#define DEFINE_STREAM(name, attribute, bytes)                                                      \
+#define DEFINE_STREAM(name, attribute, width)                                                      \
     attribute static inline __attribute__((always_inline))                                         \
-    uint64_t name##_n(const char *data, int64_t total, const int streams, int ahead)               \
+    uint64_t name##_n(const char *data, int64_t bytes, const int streams, struct pattern pattern)  \
     {                                                                                              \
-        typedef uint64_t vec __attribute__((vector_size(bytes)));                                  \
+        typedef uint64_t vec __attribute__((vector_size(width)));                                  \
+        int64_t span = pattern.span ? pattern.span : bytes / streams / 256 * 256;                  \
         vec sum[8] = { { 0 } };                                                                    \
-        int64_t share = total / streams / 256 * 256;                                               \
-        for (int64_t at = 0; at < share; at += 256)                                                \
-            for (int s = 0; s < streams; s++) {                                                    \
-                const char *p = data + s * share + at;                                             \
-                if (ahead)                                                                         \
-                    for (int line = 0; line < 256; line += 64)                                     \
-                        __builtin_prefetch(p + ahead + line, 0, 3);                                \
-                UNROLL_ALL for (int i = 0; i < 256 / bytes; i++) sum[i % 8] +=                     \
-                    *(const vec *)(p + i * bytes);                                                 \
-            }                                                                                      \
+        for (; bytes >= span * streams && bytes > 0; data += span * streams)                       \
+            for (int64_t at = (bytes -= span * streams, 0); at < span; at += 256)                  \
+                for (int s = 0; s < streams; s++) {                                                \
+                    const char *p = data + s * span + at, *next = p + pattern.ahead;               \
+                    if (at + pattern.ahead >= span)                                                \
+                        next += (streams - 1) * span;                                              \
+                    if (pattern.ahead)                                                             \
+                        for (int line = 0; line < 256; line += 64)                                 \
+                            __builtin_prefetch(next + line, 0, 3);                                 \
+                    UNROLL_ALL for (int i = 0; i < 256 / width; i++) sum[i % 8] +=                 \
+                        *(const vec *)(p + i * width);                                             \
+                }                                                                                  \
+        for (; bytes > 0; bytes -= 64, data += 64)                                                 \
+            sum[0] += *(const vec *)data;                                                          \
         for (int i = 1; i < 8; i++)                                                                \
             sum[0] += sum[i];                                                                      \
         return sum[0][0] + sum[0][1];                                                              \
     }                                                                                              \
-    attribute static uint64_t name(const char *data, int64_t total, int streams, int ahead)        \
+    attribute static uint64_t name(const char *data, int64_t bytes, struct pattern pattern)        \
     {                                                                                              \
-        switch (streams) {                                                                         \
-        case 1:                                                                                    \
-            return name##_n(data, total, 1, ahead);                                                \
-        case 2:                                                                                    \
-            return name##_n(data, total, 2, ahead);                                                \
-        case 4:                                                                                    \
-            return name##_n(data, total, 4, ahead);                                                \
-        default:                                                                                   \
-            return name##_n(data, total, 8, ahead);                                                \
-        }                                                                                          \
+        if (pattern.streams == 1)                                                                  \
+            return name##_n(data, bytes, 1, pattern);                                              \
+        if (pattern.streams == 2)                                                                  \
+            return name##_n(data, bytes, 2, pattern);                                              \
+        return name##_n(data, bytes, 4, pattern);                                                  \
     }
 
 DEFINE_PEAK_F32(peak_f32_base, , 16)
@@ -257,7 +264,7 @@ static uint64_t stream_read(const struct roof *roof, const char *data, int64_t b
 #pragma omp parallel num_threads(threads) reduction(+ : sum)
     {
         int64_t share = bytes / omp_get_num_threads() / 4096 * 4096;
-        sum += kernel(data + share * omp_get_thread_num(), share, roof->streams, roof->ahead);
+        sum += kernel(data + share * omp_get_thread_num(), share, roof->pattern);
     }
     return sum;
 }
@@ -279,24 +286,23 @@ static double stream_measure(const struct roof *roof, const char *data, int64_t 
     return median_of(rates, RUNS);
 }
 
-/* Find the fastest way to read `bytes` of memory with `threads`, then measure it. */
+/* Find the fastest way for a thread to read `bytes` of memory, then measure it with one and all. */
 static void stream_choose(struct roof *roof, const char *data, int64_t bytes, int threads)
 {
-    static const int ahead[] = { 0, 512, 2048, 8192 };
-    struct roof best = *roof, trial = *roof;
+    static const int ahead[] = { 0, 512, 1024 };
+    static const int64_t span[] = { 0, 64 << 10, 256 << 10 };
+    struct roof trial = *roof, best = trial;
     double best_gbps = 0;
-    for (int streams = 1; streams <= 8; streams *= 2)
-        for (int i = 0; i < 4; i++) {
-            double gbps = 0;
-            trial.streams = streams;
-            trial.ahead = ahead[i];
-            for (int r = 0; r < 3; r++)
-                gbps = fmax(gbps, stream_gbps(&trial, data, bytes, threads));
-            if (gbps > best_gbps) {
-                best_gbps = gbps;
-                best = trial;
-            }
+    for (int i = 0; i < 27; i++) {
+        double gbps = 0;
+        trial.pattern = (struct pattern){ 1 << i % 3, ahead[i / 3 % 3], span[i / 9] };
+        for (int r = 0; r < 3; r++)
+            gbps = fmax(gbps, stream_gbps(&trial, data, bytes, 1));
+        if (gbps > best_gbps) {
+            best_gbps = gbps;
+            best = trial;
         }
+    }
     *roof = best;
     roof->stream_bytes = bytes;
     roof->stream_gbps[0] = stream_measure(roof, data, bytes, 1);

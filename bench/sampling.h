@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -132,17 +133,29 @@ static int64_t proc_kilobytes(const char *path, const char *field)
     return value;
 }
 
+/* More than this share of the processors in others' hands, and a measurement is disturbed. */
+#define QUIET 0.04
+
 /* ---- Noise --------------------------------------------------------------------------------- */
 
 struct noise {
     double wall_s, own_s, busy_s, steal_s;
 };
 
+static double seconds_of(struct timeval time)
+{
+    return (double)time.tv_sec + 1e-6 * (double)time.tv_usec;
+}
+
+/* What this process and the children it has waited for had is own. */
 static struct noise noise_now(void)
 {
     struct noise noise = { now_s(), clock_s(CLOCK_PROCESS_CPUTIME_ID), 0, 0 };
     double field[8] = { 0 }, ticks = (double)sysconf(_SC_CLK_TCK);
+    struct rusage children;
     FILE *file = fopen("/proc/stat", "r");
+    if (!getrusage(RUSAGE_CHILDREN, &children))
+        noise.own_s += seconds_of(children.ru_utime) + seconds_of(children.ru_stime);
     if (file && fscanf(file, "cpu %lf %lf %lf %lf %lf %lf %lf %lf", field, field + 1, field + 2,
                        field + 3, field + 4, field + 5, field + 6, field + 7) == 8) {
         noise.busy_s = (field[0] + field[1] + field[2] + field[5] + field[6]) / ticks;

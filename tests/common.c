@@ -201,7 +201,7 @@ static size_t row_offset(const struct quern_shape *shape, const struct quern_arr
     return (size_t)offset * quern_dtype_bytes(shape->dtype);
 }
 
-static void strides_make(const struct quern_shape *shape, struct common_layout layout,
+static void strides_make(const struct quern_shape *shape, int64_t padding, bool is_repeated,
                          struct quern_array *array)
 {
     int64_t stride = 1;
@@ -209,11 +209,11 @@ static void strides_make(const struct quern_shape *shape, struct common_layout l
         array->strides[d] = stride;
         stride *= shape->dims[d];
         if (d == shape->rank - 1)
-            stride += layout.padding;
+            stride += padding;
     }
-    if (layout.is_repeated && shape->role == QUERN_IN && shape->rank > 1)
+    if (is_repeated && shape->role == QUERN_IN && shape->rank > 1)
         array->strides[0] = 0;
-    array->rank = layout.padding || layout.is_repeated ? shape->rank : 0;
+    array->rank = padding || is_repeated ? shape->rank : 0;
 }
 
 /* Pages for `bytes` bytes, guard bytes throughout, between two that may not be touched. The array
@@ -253,17 +253,15 @@ static void array_fill(struct common_arrays *set, struct quern_context *ctx,
 }
 
 static void array_init(struct common_arrays *set, struct quern_context *ctx,
-                       const struct quern_spec *spec, int index, struct common_layout layout,
-                       uint64_t seed)
+                       const struct quern_spec *spec, int index, size_t alignment, uint64_t seed)
 {
     const struct quern_shape *shape = &set->shapes[index];
     struct quern_array *array = &set->arrays[index];
     struct common_array *own = &set->own[index];
     size_t element = quern_dtype_bytes(shape->dtype);
-    strides_make(shape, layout, array);
     int64_t rows = row_count(shape);
     size_t bytes = rows ? row_offset(shape, array, rows - 1) + row_bytes(shape) : 0;
-    array_map(own, bytes, layout.alignment > element ? layout.alignment : element);
+    array_map(own, bytes, alignment > element ? alignment : element);
     array->data = own->data;
     array->size_bytes = bytes;
     array_fill(set, ctx, spec, index, seed);
@@ -273,8 +271,9 @@ static void array_init(struct common_arrays *set, struct quern_context *ctx,
     memcpy(own->before, own->pages, own->pages_bytes);
 }
 
-void common_arrays_init(struct common_arrays *set, struct quern_context *ctx,
-                        const struct quern_spec *spec, struct common_layout layout, uint64_t seed)
+static void arrays_init(struct common_arrays *set, struct quern_context *ctx,
+                        const struct quern_spec *spec, struct common_layout layout,
+                        bool is_repeated, uint64_t seed)
 {
     struct quern_family_description family;
     quern_family_describe(spec->family, &family);
@@ -282,9 +281,24 @@ void common_arrays_init(struct common_arrays *set, struct quern_context *ctx,
     set->count = family.array_count;
     for (int i = 0; i < set->count; i++) {
         assert_ok(ctx, quern_spec_shape(ctx, spec, i, &set->shapes[i]));
-        if (set->shapes[i].role != QUERN_ABSENT)
-            array_init(set, ctx, spec, i, layout, seed);
+        if (set->shapes[i].role == QUERN_ABSENT)
+            continue;
+        strides_make(&set->shapes[i], layout.padding, is_repeated, &set->arrays[i]);
+        array_init(set, ctx, spec, i, layout.alignment, seed);
     }
+}
+
+void common_arrays_init(struct common_arrays *set, struct quern_context *ctx,
+                        const struct quern_spec *spec, struct common_layout layout, uint64_t seed)
+{
+    arrays_init(set, ctx, spec, layout, false, seed);
+}
+
+void common_arrays_init_repeated(struct common_arrays *set, struct quern_context *ctx,
+                                 const struct quern_spec *spec, struct common_layout layout,
+                                 uint64_t seed)
+{
+    arrays_init(set, ctx, spec, layout, true, seed);
 }
 
 void common_arrays_fini(struct common_arrays *set)

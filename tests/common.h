@@ -72,12 +72,15 @@ struct common_arrays {
 struct common_layout {
     size_t alignment; /* of every base, exactly; 0: that of the element */
     int64_t padding;  /* elements between rows; 0: dense */
-    bool is_repeated; /* inputs have one of what their leading dimension counts: stride 0 */
 };
 
 /* Inputs are the family's, drawn with seed; outputs hold a pattern. */
 void common_arrays_init(struct common_arrays *set, struct quern_context *ctx,
                         const struct quern_spec *spec, struct common_layout layout, uint64_t seed);
+/* The same; inputs hold one of what their leading dimension counts: stride 0. */
+void common_arrays_init_repeated(struct common_arrays *set, struct quern_context *ctx,
+                                 const struct quern_spec *spec, struct common_layout layout,
+                                 uint64_t seed);
 void common_arrays_fini(struct common_arrays *set);
 /* Changes an element: also what restore() brings back. */
 void common_arrays_put(struct common_arrays *set, int index, int64_t element, double value);

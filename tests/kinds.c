@@ -146,6 +146,12 @@ static void plan_wrong(const struct quern_problem *problem, const int32_t *confi
     plan_as(problem, config, &kinds_wrong, 1, plan);
 }
 
+/* Without columns the product need not fit. */
+static int64_t row_count(const struct values *v)
+{
+    return v->cols ? v->batch * v->rows : 0;
+}
+
 static void bind(const struct quern_binding *binding, struct quern_launch *launch)
 {
     const struct values *v = values_of(binding->spec);
@@ -156,7 +162,7 @@ static void bind(const struct quern_binding *binding, struct quern_launch *launc
         .out = binding->arrays[ARRAY_out].data,
         .scaled = binding->workspace,
         .rows = v->rows,
-        .all_rows = v->batch * v->rows,
+        .all_rows = row_count(v),
         .cols = v->cols,
         .x_batch = x[0],
         .x_row = x[1],
@@ -190,7 +196,7 @@ static int validate(const struct quern_spec *spec, struct quern_message *why)
 
 static int64_t units(const struct quern_spec *spec)
 {
-    return values_of(spec)->batch * values_of(spec)->rows;
+    return row_count(values_of(spec));
 }
 
 static void reference(struct quern_ref *ref, int64_t unit)

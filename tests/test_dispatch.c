@@ -28,7 +28,7 @@ static void teardown(void)
     quern_context_destroy(ctx);
 }
 
-static const struct common_layout dense = { 16, 0, false };
+static const struct common_layout dense = { 16, 0 };
 
 static struct quern_kernel *dispatch(struct quern_context *with, const char *text,
                                      const struct quern_array *arrays)
@@ -149,7 +149,7 @@ END_TEST
 START_TEST(launch_accepts_every_member_and_better_alignment_but_no_worse)
 {
     struct quern_spec spec = common_spec(ctx, "kinds rows=5 cols=4 gain=2");
-    struct common_layout worse = { 4, 0, false }, better = { 64, 0, false };
+    struct common_layout worse = { 4, 0 }, better = { 64, 0 };
     struct common_arrays set, other;
     struct quern_kernel *kernel;
     common_arrays_init(&set, ctx, &spec, dense, common_random(&seed));

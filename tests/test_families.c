@@ -9,6 +9,7 @@
 #include "common.h"
 #include "jit/build.h"
 #include "jit/dtype.h"
+#include "jit/plan.h"
 #include "jit/target.h"
 
 enum kind { typical, odd, one, empty, huge, illegal, KIND_COUNT };
@@ -91,10 +92,24 @@ static void check_kernel(struct quern_kernel *kernel, const struct quern_spec *s
     common_arrays_restore(set);
 }
 
-static const struct common_layout layouts[] = {
-    { 16, 0, false }, { 0, 0, false }, { 0, 3, false }, { 64, 64, false }, { 0, 5, true },
+static const struct layout {
+    struct common_layout rows;
+    bool is_repeated; /* inputs, along their leading dimension */
+} layouts[] = {
+    { { 16, 0 }, false },  { { 0, 0 }, false }, { { 0, 3 }, false },
+    { { 64, 64 }, false }, { { 0, 5 }, true },
 };
-enum { LAYOUT_COUNT = sizeof(layouts) / sizeof(layouts[0]) };
+enum { LAYOUT_COUNT = sizeof(layouts) / sizeof(layouts[0]), LAYOUT_REPEATED = LAYOUT_COUNT - 1 };
+
+static void arrays_init(struct common_arrays *set, const struct quern_spec *spec,
+                        const struct layout *layout)
+{
+    uint64_t drawn = common_random(&seed);
+    if (layout->is_repeated)
+        common_arrays_init_repeated(set, ctx, spec, layout->rows, drawn);
+    else
+        common_arrays_init(set, ctx, spec, layout->rows, drawn);
+}
 
 START_TEST(a_case_matches_its_reference_twice_in_every_layout)
 {
@@ -107,9 +122,9 @@ START_TEST(a_case_matches_its_reference_twice_in_every_layout)
         struct quern_request request = QUERN_REQUEST_INIT;
         struct quern_kernel *kernel;
         snprintf(what, sizeof(what), "%s (%s), aligned to %zu, rows padded by %d%s", text,
-                 test->why, layouts[i].alignment, (int)layouts[i].padding,
+                 test->why, layouts[i].rows.alignment, (int)layouts[i].rows.padding,
                  layouts[i].is_repeated ? ", inputs repeated" : "");
-        common_arrays_init(&set, ctx, &spec, layouts[i], common_random(&seed));
+        arrays_init(&set, &spec, &layouts[i]);
         request.spec = &spec;
         request.arrays = set.arrays;
         assert_ok(ctx, quern_prepare(ctx, &request, &kernel));
@@ -128,7 +143,7 @@ START_TEST(a_case_with_nan_and_infinities_among_its_inputs_matches_its_reference
     struct quern_spec spec = common_spec(ctx, text);
     struct quern_kernel *kernel;
     struct common_arrays set;
-    common_arrays_init(&set, ctx, &spec, layouts[0], common_random(&seed));
+    arrays_init(&set, &spec, &layouts[0]);
     for (int i = 0; i < set.count; i++) {
         const struct quern_shape *shape = &set.shapes[i];
         if (shape->role != QUERN_IN || !qn_dtype_is_float(shape->dtype) || !qn_shape_count(shape))
@@ -211,14 +226,13 @@ static void check_config(const struct test_case *test, const struct quern_spec *
 }
 
 static void check_variant(const struct test_case *test, const struct quern_spec *spec,
-                          const struct quern_variant *variant)
+                          const struct quern_variant *variant, const struct layout *layout)
 {
     static struct candidates list;
     struct common_arrays set;
     struct qn_bucket bucket;
     int32_t config[QUERN_MAX_KNOBS] = { 0 };
-    struct common_layout layout = layouts[common_between(&seed, 0, LAYOUT_COUNT - 1)];
-    common_arrays_init(&set, ctx, spec, layout, common_random(&seed));
+    arrays_init(&set, spec, layout);
     qn_bucket_make(spec, set.arrays, &bucket);
     const struct quern_problem problem = { &bucket.spec, &ctx->target, &ctx->profile,
                                            bucket.alignment };
@@ -241,8 +255,12 @@ START_TEST(a_case_matches_its_reference_in_sampled_configs_of_every_variant)
     char text[256];
     text_of(test, text, sizeof(text));
     struct quern_spec spec = common_spec(ctx, text);
-    for (int i = 0; spec.family->variants[i]; i++)
-        check_variant(test, &spec, spec.family->variants[i]);
+    for (int i = 0; spec.family->variants[i]; i++) {
+        int layout = (int)common_between(&seed, 0, LAYOUT_COUNT - 1);
+        check_variant(test, &spec, spec.family->variants[i], &layouts[layout]);
+        if (common_is_exhaustive() && layout != LAYOUT_REPEATED)
+            check_variant(test, &spec, spec.family->variants[i], &layouts[LAYOUT_REPEATED]);
+    }
 }
 END_TEST
 
@@ -270,8 +288,7 @@ static void check_target(const struct test_case *test, const char *name)
     struct quern_spec spec = common_spec(ctx, text);
     ck_assert_int_eq(qn_target_parse(name, &target, &why), 0);
     bool is_run = !ctx->backend->accepts(ctx->device, &target, &why);
-    common_arrays_init(&set, ctx, &spec, layouts[common_between(&seed, 0, LAYOUT_COUNT - 1)],
-                       common_random(&seed));
+    arrays_init(&set, &spec, &layouts[common_between(&seed, 0, LAYOUT_COUNT - 1)]);
     qn_bucket_make(&spec, set.arrays, &bucket);
     const struct qn_build_request request = {
         .bucket = &bucket, .target = &target, .profile = &ctx->profile, .is_loaded = is_run
@@ -357,6 +374,104 @@ START_TEST(a_huge_case_is_planned_and_bound)
 }
 END_TEST
 
+/* A word of a blank-separated list. */
+static void word_random(const char *list, char *word, size_t bytes)
+{
+    int count = 1;
+    for (const char *p = list; *p; p++)
+        count += *p == ' ';
+    for (int64_t skip = common_between(&seed, 0, count - 1); skip > 0; skip--)
+        list = strchr(list, ' ') + 1;
+    snprintf(word, bytes, "%.*s", (int)strcspn(list, " "), list);
+}
+
+/* Sizes of every magnitude, 0 and powers of two and one beside them among them. */
+static void value_random(const struct quern_param *param, char *text, size_t bytes)
+{
+    int64_t size = INT64_C(1) << common_between(&seed, 0, 40);
+    switch (param->kind) {
+    case QUERN_CHOICE:
+    case QUERN_DTYPE:
+        word_random(param->domain, text, bytes);
+        break;
+    case QUERN_FLAG:
+        snprintf(text, bytes, "%d", (int)common_between(&seed, 0, 1));
+        break;
+    case QUERN_REAL:
+        snprintf(text, bytes, "%d", (int)common_between(&seed, -9, 9));
+        break;
+    case QUERN_SIZE:
+        size = common_between(&seed, 0, 3) ? size + common_between(&seed, -1, 1)
+                                           : common_between(&seed, 0, size);
+        snprintf(text, bytes, "%lld", (long long)size);
+        break;
+    }
+}
+
+/* False if what was drawn is not legal. */
+static bool spec_random(const struct quern_family *family, struct quern_spec *spec)
+{
+    char text[64];
+    assert_ok(ctx, quern_spec_init(ctx, family->name, spec));
+    for (int i = 0; i < family->param_count; i++) {
+        const struct quern_param *param = &family->params[i];
+        value_random(param, text, sizeof(text));
+        if (param->kind == QUERN_REAL && common_between(&seed, 0, 1))
+            continue;
+        if (quern_spec_set(ctx, spec, param->name, text))
+            return false;
+    }
+    return !quern_spec_validate(ctx, spec);
+}
+
+static void plan_and_bind(const struct quern_spec *spec)
+{
+    static struct quern_plan plan;
+    static struct quern_launch launch;
+    struct quern_array arrays[QUERN_MAX_ARRAYS] = { { 0 } }, bound[QUERN_MAX_ARRAYS];
+    struct quern_message why;
+    struct qn_bucket bucket;
+    int32_t config[QUERN_MAX_KNOBS] = { 0 };
+    char text[512];
+    quern_spec_text(spec, text, sizeof(text));
+    for (int i = 0; i < spec->family->array_count; i++) {
+        struct quern_shape shape;
+        assert_ok(ctx, quern_spec_shape(ctx, spec, i, &shape));
+        if (shape.role != QUERN_ABSENT)
+            arrays[i].data = (void *)((uintptr_t)(i + 1) << 12);
+    }
+    qn_bucket_make(spec, arrays, &bucket);
+    const struct quern_problem problem = { &bucket.spec, &ctx->target, &ctx->profile,
+                                           bucket.alignment };
+    const struct quern_variant *variant = spec->family->variants[0];
+    variant->heuristic(&problem, config);
+    ck_assert_msg(!qn_config_check(variant, &problem, config, &why), "%s: %s", text, why.text);
+    memset(&plan, 0, sizeof(plan));
+    variant->plan(&problem, config, &plan);
+    ck_assert_msg(!qn_plan_check(&plan, variant->name, &why), "%s: %s", text, why.text);
+    ck_assert_msg(!qn_arrays_bind(spec, arrays, bound, &why), "%s: %s", text, why.text);
+    const struct quern_binding binding = { spec, bound, &ctx->profile, config,
+                                           (void *)(uintptr_t)4096 };
+    variant->bind(&binding, &launch);
+}
+
+/* Under UBSan, that none of it overflows; here, that every plan is one. */
+START_TEST(legal_specs_of_every_magnitude_are_planned_and_bound)
+{
+    for (int f = 0; f < quern_family_count(ctx); f++) {
+        int legal_count = 0;
+        for (int i = 0; i < 5000; i++) {
+            struct quern_spec spec;
+            if (!spec_random(quern_family_at(ctx, f), &spec))
+                continue;
+            plan_and_bind(&spec);
+            legal_count++;
+        }
+        ck_assert_int_gt(legal_count, 100);
+    }
+}
+END_TEST
+
 START_TEST(an_illegal_case_is_refused_saying_what)
 {
     const struct test_case *test = &cases[illegal_ones.index[_i]];
@@ -392,7 +507,7 @@ START_TEST(a_variant_that_is_off_in_its_last_element_fails_the_check)
     struct quern_kernel *kernel;
     struct quern_check check;
     struct common_arrays set;
-    common_arrays_init(&set, ctx, &spec, layouts[2], common_random(&seed));
+    arrays_init(&set, &spec, &layouts[2]);
     request.spec = &spec;
     request.arrays = set.arrays;
     request.variant = "kinds_wrong";
@@ -432,6 +547,7 @@ static Suite *suite_make(void)
     tcase_add_test(tcase, a_variant_that_is_off_in_its_last_element_fails_the_check);
     tcase_add_loop_test(tcase, an_illegal_case_is_refused_saying_what, 0, illegal_ones.count);
     tcase_add_loop_test(tcase, a_huge_case_is_planned_and_bound, 0, huge_ones.count);
+    tcase_add_test(tcase, legal_specs_of_every_magnitude_are_planned_and_bound);
     tcase_add_loop_test(tcase, a_case_matches_its_reference_twice_in_every_layout, 0,
                         runnable.count);
     tcase_add_loop_test(tcase,

@@ -37,7 +37,7 @@ static char *plugin_path(void)
 static void runs_and_is_checked(const char *text)
 {
     struct quern_spec spec = common_spec(ctx, text);
-    struct common_layout layout = { 0, 5, false };
+    struct common_layout layout = { 0, 5 };
     struct common_arrays set;
     struct quern_check check;
     struct quern_kernel *kernel;

@@ -162,7 +162,7 @@ sanitized = $(MAKE) B=$(B)/$1 SANITIZE=$2 all tests && \
 	$3 TEST_TIMEOUT=900 tools/run_tests.sh $(B)/$1 $(SUITES:$(B)/%=$(B)/$1/%)
 check-san: ## the C suites under ASan and UBSan, then under TSan
 	+@$(call sanitized,asan,address$(,)undefined,UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1)
-	+@$(call sanitized,tsan,thread,TSAN_OPTIONS=suppressions=tests/tsan.supp)
+	+@$(call sanitized,tsan,thread,OMP_NUM_THREADS=1 TSAN_OPTIONS=suppressions=tests/tsan.supp)
 bench: deps ## compare with OpenBLAS and oneDNN on this machine
 	-@tools/deps.sh bench
 	@$(MAKE) all $(BENCHES)

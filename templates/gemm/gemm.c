@@ -4,26 +4,52 @@
 #include <quern/family_def.h>
 
 #include <math.h>
+#include <string.h>
 
 #include "gemm.h"
 
 /* Grids count rows, columns and batch entries in 32 bits. */
-static int validate(const struct quern_spec *spec, struct quern_message *why)
+int gemm_check_sizes(int64_t m, int64_t n, int64_t k, int64_t batch, struct quern_message *why)
 {
-    const struct values *v = values_of(spec);
     const struct {
         const char *name;
         int64_t value, most;
-    } sizes[] = { { "m", v->m, INT64_C(1) << 30 },
-                  { "n", v->n, INT64_C(1) << 30 },
-                  { "k", v->k, INT64_C(1) << 30 },
-                  { "batch", v->batch, INT64_C(1) << 24 } };
+    } sizes[] = { { "m", m, INT64_C(1) << 30 },
+                  { "n", n, INT64_C(1) << 30 },
+                  { "k", k, INT64_C(1) << 30 },
+                  { "batch", batch, INT64_C(1) << 24 } };
     for (int i = 0; i < 4; i++) {
         if (sizes[i].value > sizes[i].most)
             return quern_refuse(why, "%s=%lld: must be at most %lld", sizes[i].name,
                                 (long long)sizes[i].value, (long long)sizes[i].most);
     }
     return QUERN_OK;
+}
+
+int gemm_check_panel(const char *name, int64_t width, int dtype, struct quern_message *why)
+{
+    if (width % 16 || width > GEMM_MAX_PANEL)
+        return quern_refuse(why, "%s=%lld: must be 16, 32, 48 or 64", name, (long long)width);
+    if (dtype != QUERN_F32 && dtype != QUERN_BF16)
+        return quern_refuse(why, "%s=%lld b=%s: only f32 and bf16 have a packed form", name,
+                            (long long)width, quern_dtype_name(dtype));
+    return QUERN_OK;
+}
+
+static int validate(const struct quern_spec *spec, struct quern_message *why)
+{
+    const struct values *v = values_of(spec);
+    int status = gemm_check_sizes(v->m, v->n, v->k, v->batch, why);
+    if (status || !v->packed)
+        return status;
+    if (v->a != v->b)
+        return quern_refuse(why, "packed=%lld a=%s b=%s: a must have the dtype of a packed b",
+                            (long long)v->packed, quern_dtype_name((int)v->a),
+                            quern_dtype_name((int)v->b));
+    if (v->layout)
+        return quern_refuse(why, "packed=%lld layout=nn: must be nt; gemm_pack takes either",
+                            (long long)v->packed);
+    return gemm_check_panel("packed", v->packed, (int)v->b, why);
 }
 
 static int64_t power_of_two_above(int64_t x)
@@ -40,6 +66,41 @@ static void bucket(struct quern_spec *spec)
     struct values *v = (struct values *)(void *)spec->values;
     v->m = power_of_two_above(v->m);
     v->batch = power_of_two_above(v->batch);
+}
+
+/* splitmix64: a number from -1 to 1 for element `index` of a stream. */
+static float draw(uint64_t stream, uint64_t index)
+{
+    uint64_t x = stream + (index + 1) * UINT64_C(0x9e3779b97f4a7c15);
+    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return (float)(x >> 40) * 0x1p-23f - 1;
+}
+
+/* A packed b is more than random numbers: its padding is zero. */
+static int inputs(const struct quern_spec *spec, int index, uint64_t seed, void *data)
+{
+    const struct values *v = values_of(spec);
+    if (index != ARRAY_b || !v->packed)
+        return 0;
+    int64_t panels = gemm_ceil_div(v->n, v->packed);
+    int64_t panel_size = gemm_round_up(v->k, GEMM_PACKED_K) * v->packed;
+    int unit_k = gemm_unit_k((int)v->b);
+    memset(data, 0, (size_t)(v->batch * panels * panel_size) * quern_dtype_bytes((int)v->b));
+    for (int64_t row = 0; row < v->batch * v->k; row++)
+        for (int64_t j = 0; j < v->n; j++) {
+            int64_t panel = row / v->k * panels + j / v->packed;
+            int64_t at = panel * panel_size +
+                         gemm_panel_offset(row % v->k, j % v->packed, v->packed, unit_k);
+            float value = draw(seed, (uint64_t)at);
+            uint32_t bits;
+            memcpy(&bits, &value, sizeof(bits));
+            if (v->b == QUERN_F32)
+                ((float *)data)[at] = value;
+            else
+                ((uint16_t *)data)[at] = (uint16_t)(bits >> 16); /* bf16, rounded to zero */
+        }
+    return 1;
 }
 
 static int64_t units(const struct quern_spec *spec)
@@ -76,6 +137,7 @@ const struct quern_family quern_family_gemm = {
     .variants = variants,
     .validate = validate,
     .bucket = bucket,
+    .inputs = inputs,
     .units = units,
     .reference = gemm_reference,
     .tolerance = tolerance,

@@ -1,5 +1,6 @@
-/* What the blocks of a CPU GEMM step read: the contract between gemm.c (bind) and gemm_cpu.c.
- * Strides are in elements, the innermost one is 1. b_batch_stride may be 0: shared weights. */
+/* What the blocks of a CPU GEMM step read: the contract between the two bind()s, of
+ * gemm_cpu_plan.c and gemm_pack.c, and gemm_cpu.c. Strides are in elements, the innermost one is 1;
+ * of the packed b in bytes. Those of the batch may be 0: shared weights. */
 #ifndef QN_GEMM_ARGS_H
 #define QN_GEMM_ARGS_H
 #include "common/cpu/types.h"
@@ -10,7 +11,8 @@ struct gemm_args {
     int64_t a_batch_stride, b_batch_stride, d_batch_stride;
     const void *a, *b, *bias;
     void *d;
-    uint32_t *packed_b; /* PACK_B: panels, 64-byte aligned; see gemm_cpu.c for the layout */
-    float *partial;     /* SPLIT_K > 1: [SPLIT_K][batch][m][n] */
+    void *packed_b; /* PACK_B: [entry][panel]; see gemm_cpu.c for what a panel is */
+    int64_t packed_batch_bytes, packed_panel_bytes;
+    float *partial; /* SPLIT_K > 1: [SPLIT_K][batch][m][n] */
 };
 #endif

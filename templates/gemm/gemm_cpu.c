@@ -15,15 +15,17 @@
  *
  *      b panel j                     a tile i                 a tile i, AMX       c tile (i, j)
  *
- *          column j NR + ...              row i MR + ...          p = 0  1  2  ...   f32
- *         +----- NR -----+               +--- MR ---+            +------------+      +-- NR --+
+ *          column j PANEL + ...           row i MR + ...          p = 0  1  2  ...   f32
+ *         +--- PANEL ----+               +--- MR ---+            +------------+      +-- NR --+
  *   p = 0 | units        |         p = 0 | units    |            | units      | MR   |        | MR
  *       1 |              |             1 |          |            |            |      +--------+
  *     ... | zeros to     |           ... |          |            +------------+
  *         | units_of(k)  |               |          |
  *
- * With PACK_B, gemm_pack_b prepares all of b in the workspace, once: [entry][panel][unit][NR], an
- * entry for each batch entry, or a single one where b_batch_stride is 0. It depends on NR and on
+ * With PACK_B all of b lies in panels before the product starts: [entry][panel][unit][PANEL], an
+ * entry for each batch entry, or a single one for all. Either gemm_pack_b prepares them in the
+ * workspace, in every call, and a panel is as wide as a tile; or (PACKED) b was given so, and tiles
+ * of any NR that divides its panels read it where it lies. The layout depends on the width and on
  * what a unit is (dot_units.h), and on nothing else. Without PACK_B a block packs what it needs
  * when it needs it: that reads b once per MC rows and writes nothing to memory, and wins as long
  * as a block can hold most of m.
@@ -37,19 +39,19 @@
  *
  * Entries, and their grids (x, y, z):
  *
- *     gemm_pack_b   ceil(k / KC),  ceil(n / NR),  b_batch_stride ? batch : 1     with PACK_B;
+ *     gemm_pack_b   ceil(k / KC),  ceil(n / NR),  entries                        PACK_B, !PACKED;
  *                                  ceil(n / NC) where b is [k,n]
  *     gemm_main     ceil(m / MC),  ceil(n / NC),  batch * SPLIT_K                ALGO_TILED
  *     gemm_small    ceil(m / MR),  ceil(n / NC),  batch * SPLIT_K                ALGO_SMALL
  *     gemm_reduce   m,             ceil(n / NC),  batch                          SPLIT_K > 1
  *
  * Invariants. Sums are f32, rounded once on store. No element outside the arrays is touched, nor
- * one between the rows of a strided array. Zeros pad packed k and missing rows and columns, so
- * padding never makes a NaN. k = 0 runs through the same loops with no units.
+ * one between the rows of a strided array. Zeros pad packed k and missing rows and columns (those
+ * of PACKED panels are the caller's), so padding never makes a NaN. k = 0 runs through the same loops with no units.
  * Temporaries live on the stack: blocks have no thread number, and a thread's stack stays warm.
  *
- * Not done: no prefetch instructions, no sharing of packed a between blocks, no fp8. Denormal bf16
- * inputs count as zero where vdpbf16ps or TDPBF16PS multiply.
+ * Not done: no sharing of packed a between blocks, no fp8. Denormal bf16 inputs count as zero where
+ * vdpbf16ps or TDPBF16PS multiply.
  */
 #define ALGO_TILED 0
 #define ALGO_SMALL 1
@@ -72,6 +74,10 @@
 #endif
 #ifndef ACCUMULATE
 #define ACCUMULATE 0
+#endif
+
+#ifndef PACKED /* width of the panels that b was given in; 0: b is plain */
+#define PACKED 0
 #endif
 
 /* ---- Parameters: how ---- */
@@ -107,11 +113,7 @@
 #endif
 
 #include "common/cpu/dtype.h"
-#ifdef __AVX512BF16__
 #define IS_PAIRED (BF16_PAIRS && A_DTYPE == DT_BF16 && B_DTYPE == DT_BF16)
-#else
-#define IS_PAIRED 0
-#endif
 #include "common/cpu/dot_units.h"
 #include "gemm/gemm_args.h"
 
@@ -187,6 +189,8 @@ INLINE void store_row(const struct gemm_args *args, const struct block *block, i
 /* ---- The blocked product ---- */
 
 #define KU (KC / UNIT_K)
+#define PANEL (PACKED ? PACKED : NR)
+#define B_IS_STREAMED PACK_B
 #include "common/cpu/gemm_tile.h"
 
 /* A chunk of k is as long as panels are. Where the block packs them itself they are short: panel,
@@ -197,7 +201,8 @@ INLINE void store_row(const struct gemm_args *args, const struct block *block, i
 #define PANEL_UNITS (PACK_B ? KU : MIN(KU, 64))
 
 _Static_assert(MC % MR == 0 && NC % NR == 0, "MC, NC: whole tiles");
-_Static_assert(KC % 32 == 0, "KC: whole tile rows");
+_Static_assert(KC % PACKED_K == 0, "KC: whole tile rows");
+_Static_assert(!PACKED || (PACK_B && PACKED % NR == 0), "PACKED: panels of whole tiles");
 
 /* A piece of batch entry b. */
 struct piece {
@@ -205,9 +210,8 @@ struct piece {
     int64_t column, columns, k_begin, k;
 };
 
-/* 2. Pack a piece: a panel every panel_units units. */
-APART void pack_panels(uint32_t *dst, int64_t panel_units, const struct piece *piece,
-                       int64_t stride)
+/* 2. Pack a piece: a panel every panel_bytes. */
+APART void pack_panels(u32_any *dst, int64_t panel_bytes, const struct piece *piece, int64_t stride)
 {
     int64_t units = units_of(piece->k);
     if (B_IS_NK)
@@ -215,20 +219,23 @@ APART void pack_panels(uint32_t *dst, int64_t panel_units, const struct piece *p
                       element(B_DTYPE, piece->b, piece->column * stride + piece->k_begin), stride,
                       piece->columns, piece->k, units);
     else
-        pack_panels_kn(dst, NR, panel_units, B_DTYPE,
+        pack_panels_kn(dst, NR, panel_bytes, B_DTYPE,
                        element(B_DTYPE, piece->b, piece->k_begin * stride + piece->column), stride,
                        piece->columns, piece->k, units);
 }
 
 #if PACK_B
-static uint32_t *packed_panel(const struct gemm_args *args, int64_t entry, int64_t column,
-                              int64_t k_begin)
+/* Where packed b has column `column` at k = k_begin. */
+static u32_any *packed_panel(const struct gemm_args *args, int64_t entry, int64_t column,
+                             int64_t k_begin)
 {
-    int64_t units = units_of(args->k);
-    int64_t matrix = args->b_batch_stride ? entry * ROUND_UP(args->n, NR) * units : 0;
-    return args->packed_b + matrix + column * units + k_begin / UNIT_K * NR;
+    char *panel = (char *)args->packed_b + entry * args->packed_batch_bytes +
+                  column / PANEL * args->packed_panel_bytes;
+    return (u32_any *)panel + k_begin / UNIT_K * PANEL + column % PANEL;
 }
+#endif
 
+#if PACK_B && !PACKED
 void gemm_pack_b(const struct gemm_args *args, uint32_t x, uint32_t y, uint32_t z)
 {
     int64_t column = y * (int64_t)PACK_COLUMNS, k_begin = x * (int64_t)KC;
@@ -239,7 +246,7 @@ void gemm_pack_b(const struct gemm_args *args, uint32_t x, uint32_t y, uint32_t 
         .k_begin = k_begin,
         .k = MIN(KC, args->k - k_begin),
     };
-    pack_panels(packed_panel(args, z, column, k_begin), units_of(args->k), &piece,
+    pack_panels(packed_panel(args, z, column, k_begin), args->packed_panel_bytes, &piece,
                 args->b_row_stride);
 }
 #endif
@@ -253,7 +260,7 @@ struct chunk {
 
 /* 3. */
 APART void multiply_chunk(const struct gemm_args *args, const struct block *block,
-                          const struct chunk *chunk, const uint32_t *a, const uint32_t *b,
+                          const struct chunk *chunk, const uint32_t *a, const u32_any *b,
                           float *c_tiles)
 {
     for (int64_t j = 0; j < chunk->columns; j += NR, b += NR * PANEL_UNITS)
@@ -287,11 +294,11 @@ static void multiply_group(const struct gemm_args *args, const struct block *blo
             .is_last = at + chunk_k >= block->k_end,
         };
 #if PACK_B
-        const uint32_t *b_panels = packed_panel(args, entry, block->column + column, at);
+        const u32_any *b_panels = packed_panel(args, entry, block->column + column, at);
 #else
         (void)entry;
         struct piece piece = { block->b, block->column + column, chunk.columns, at, chunk_k };
-        pack_panels(b_panels, PANEL_UNITS, &piece, args->b_row_stride);
+        pack_panels(b_panels, NR * PANEL_UNITS * 4, &piece, args->b_row_stride);
 #endif
         multiply_chunk(args, block, &chunk, a_tiles + done / UNIT_K * A_STEP, b_panels, c_tiles);
         done += PANEL_UNITS * UNIT_K;

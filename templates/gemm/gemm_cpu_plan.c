@@ -5,6 +5,10 @@
  *     workspace            packed_b [batch][ceil(n / nr)][units(k)][nr] u32, up to 256 bytes,
  *                          then partial [split_k][batch][m][n] f32
  *
+ * A spec with packed=P has b in panels of P columns already: pack_b is 1, without the step and its
+ * workspace, and nr any divisor of P. Its bf16 panels hold pairs, so that bf16_pairs is 1 even on
+ * targets that have no instruction for them: a packed b serves every target.
+ *
  * All steps of a plan have the same source and defines: one artifact.
  */
 #define QUERN_DEF "gemm/gemm.def"
@@ -20,7 +24,7 @@ static const struct quern_knob knobs[] = {
     [ALGO] = { "algo", 0, 1, "0: blocked product; 1: few rows, b is read once and unpacked" },
     [AMX] = { "amx", 0, 1, "multiply by AMX tiles (bf16 by bf16)" },
     [BF16_PAIRS] = { "bf16_pairs", 0, 1, "multiply bf16 in pairs instead of widening it to f32" },
-    [PACK_B] = { "pack_b", 0, 1, "pack all of b first, in a step of its own" },
+    [PACK_B] = { "pack_b", 0, 1, "b is packed ahead, by a step or (packed) by gemm_pack" },
     [SPLIT_K] = { "split_k", 1, 64, "shares of k that are summed apart" },
     [MR] = { "mr", 1, 32, "rows of a register tile" },
     [NR] = { "nr", 1, 64, "columns of a register tile" },
@@ -32,16 +36,6 @@ static const struct quern_knob knobs[] = {
 #define MAX_STACK_BYTES (2 << 20)
 #define MAX_WORKSPACE_BYTES 1e15
 
-static int64_t ceil_div(int64_t x, int64_t by)
-{
-    return (x + by - 1) / by;
-}
-
-static int64_t round_up(int64_t x, int64_t to)
-{
-    return ceil_div(x, to) * to;
-}
-
 static int min_int(int64_t x, int64_t y)
 {
     return (int)(x < y ? x : y);
@@ -50,8 +44,9 @@ static int min_int(int64_t x, int64_t y)
 /* ---- What the target offers ---- */
 
 struct machine {
-    int lanes, registers; /* vectors of 32-bit lanes */
-    int has_pairs, has_amx;
+    int lanes, registers;   /* vectors of 32-bit lanes */
+    int has_bf16;           /* instructions that multiply bf16 */
+    int has_pairs, has_amx; /* what these dtypes may use */
 };
 
 static struct machine machine_of(const struct quern_problem *problem)
@@ -65,9 +60,10 @@ static struct machine machine_of(const struct quern_problem *problem)
                  : level == 3 ? 8
                               : 4,
         .registers = level >= 4 || !is_x86 ? 32 : 16,
-        .has_pairs = is_bf16 && level >= 4 && target->cpu_features & QUERN_CPU_BF16,
+        .has_bf16 = level >= 4 && target->cpu_features & QUERN_CPU_BF16,
     };
-    machine.has_amx = machine.has_pairs && target->cpu_features & QUERN_CPU_AMX;
+    machine.has_pairs = is_bf16 && (machine.has_bf16 || v->packed);
+    machine.has_amx = is_bf16 && machine.has_bf16 && target->cpu_features & QUERN_CPU_AMX;
     return machine;
 }
 
@@ -87,10 +83,23 @@ static int64_t stack_bytes(const int32_t *config)
            ((int64_t)config[MC] * (config[KC] + 16) + (int64_t)config[MC] * config[NC] + panels);
 }
 
+static int has_pack_step(const struct values *v, const int32_t *config)
+{
+    return config[PACK_B] && !v->packed;
+}
+
+/* Of a panel that the step packs. */
+static int64_t panel_bytes(const struct values *v, const int32_t *config)
+{
+    int64_t units = gemm_round_up(v->k, GEMM_PACKED_K) / (config[BF16_PAIRS] ? 2 : 1);
+    return units * config[NR] * 4;
+}
+
 static int64_t packed_bytes(const struct values *v, const int32_t *config)
 {
-    int64_t units = round_up(ceil_div(v->k, config[BF16_PAIRS] ? 2 : 1), 16);
-    return config[PACK_B] ? round_up(v->batch * round_up(v->n, config[NR]) * units * 4, 256) : 0;
+    int64_t panels = gemm_ceil_div(v->n, config[NR]);
+    return has_pack_step(v, config) ? gemm_round_up(v->batch * panels * panel_bytes(v, config), 256)
+                                    : 0;
 }
 
 static int64_t partial_bytes(const struct values *v, const int32_t *config)
@@ -103,7 +112,7 @@ static int is_workspace_ok(const struct values *v, const int32_t *config)
 {
     double packed = 4.0 * (double)v->batch * ((double)v->n + 64) * ((double)v->k + 64);
     double partial = 4.0 * config[SPLIT_K] * (double)v->batch * (double)v->m * (double)v->n;
-    return (!config[PACK_B] || packed < MAX_WORKSPACE_BYTES) &&
+    return (!has_pack_step(v, config) || packed < MAX_WORKSPACE_BYTES) &&
            (config[SPLIT_K] == 1 || partial < MAX_WORKSPACE_BYTES);
 }
 
@@ -148,6 +157,22 @@ static int legal_tiled(const struct machine *machine, const int32_t *config,
     return QUERN_OK;
 }
 
+/* What a b that was given in panels leaves to choose. */
+static int legal_packed(const struct values *v, const int32_t *config, struct quern_message *why)
+{
+    if (config[ALGO] == SMALL || !config[PACK_B])
+        return quern_refuse(why, "config algo=%d pack_b=%d: must be 0 and 1 where packed=%lld",
+                            config[ALGO], config[PACK_B], (long long)v->packed);
+    if (config[BF16_PAIRS] != (v->b == QUERN_BF16))
+        return quern_refuse(why, "config bf16_pairs=%d: must be %d where packed=%lld b=%s",
+                            config[BF16_PAIRS], v->b == QUERN_BF16, (long long)v->packed,
+                            quern_dtype_name((int)v->b));
+    if (v->packed % config[NR])
+        return quern_refuse(why, "config nr=%d: must divide packed=%lld", config[NR],
+                            (long long)v->packed);
+    return QUERN_OK;
+}
+
 static int legal(const struct quern_problem *problem, const int32_t *config,
                  struct quern_message *why)
 {
@@ -167,6 +192,8 @@ static int legal(const struct quern_problem *problem, const int32_t *config,
     if (!is_workspace_ok(v, config))
         return quern_refuse(why, "config pack_b=%d split_k=%d: the workspace would be too large",
                             config[PACK_B], config[SPLIT_K]);
+    if (v->packed && legal_packed(v, config, why))
+        return QUERN_INVALID;
     return config[ALGO] == SMALL ? legal_small(&machine, v->layout == 0, config, why)
                                  : legal_tiled(&machine, config, why);
 }
@@ -178,8 +205,8 @@ static int choose_nc(const struct quern_problem *problem, int64_t row_blocks, in
 {
     const struct values *v = values_of(problem->bucket);
     int64_t cores = problem->profile->cores > 0 ? problem->profile->cores : 8;
-    int64_t blocks = ceil_div(4 * cores, row_blocks * v->batch + !v->batch);
-    int64_t fair = round_up(ceil_div(v->n, blocks) + !v->n, step);
+    int64_t blocks = gemm_ceil_div(4 * cores, row_blocks * v->batch + !v->batch);
+    int64_t fair = gemm_round_up(gemm_ceil_div(v->n, blocks) + !v->n, step);
     return min_int(nc, fair);
 }
 
@@ -208,8 +235,9 @@ static void guess_small(const struct quern_problem *problem, int32_t *config)
     config[BF16_PAIRS] = machine.has_pairs;
     config[MR] = rows;
     config[NR] = columns < 1 ? 1 : columns;
-    config[NC] = choose_nc(problem, ceil_div(v->m, rows), is_nt ? 64 / step * step : run, step);
-    config[SPLIT_K] = choose_split(problem, ceil_div(v->n, config[NC]) * v->batch);
+    config[NC] =
+        choose_nc(problem, gemm_ceil_div(v->m, rows), is_nt ? 64 / step * step : run, step);
+    config[SPLIT_K] = choose_split(problem, gemm_ceil_div(v->n, config[NC]) * v->batch);
 }
 
 /* The register tile: nearly as many accumulators as there are registers, in the best shape. */
@@ -230,6 +258,24 @@ static void choose_tile(const struct machine *machine, int64_t m, int32_t *confi
     }
 }
 
+/* The same for panels that are given: a width that divides theirs, and no more rows than there are.
+ * AMX reads at least 16 rows of a, which costs more than it saves up to four. Pairs that are
+ * widened as they are multiplied take a register for each half, and one for a mask. */
+static void choose_packed_tile(const struct machine *machine, const struct values *v,
+                               int32_t *config)
+{
+    if (v->packed % config[NR])
+        config[NR] = 16;
+    if (v->m <= 4)
+        config[AMX] = 0;
+    if (!config[AMX])
+        config[MR] = min_int(v->m ? v->m : 1, config[MR]);
+    int vectors = config[NR] / machine->lanes;
+    while (v->b == QUERN_BF16 && !machine->has_bf16 && config[MR] > 1 &&
+           (config[MR] + 2) * vectors + 3 > machine->registers)
+        config[MR]--;
+}
+
 static void guess_tiled(const struct quern_problem *problem, int32_t *config)
 {
     const struct values *v = values_of(problem->bucket);
@@ -239,32 +285,36 @@ static void guess_tiled(const struct quern_problem *problem, int32_t *config)
     config[AMX] = machine.has_amx;
     config[BF16_PAIRS] = machine.has_pairs;
     choose_tile(&machine, v->m, config);
+    if (v->packed)
+        choose_packed_tile(&machine, v, config);
 
     /* Packing b first costs a trip through memory: worth it from two blocks of rows on. */
-    config[PACK_B] = v->m >= 512;
+    config[PACK_B] = v->m >= 512 || v->packed;
     int most_rows =
         config[PACK_B] && !machine.has_amx ? 8 * config[MR] : 256 / config[MR] * config[MR];
     int most_columns = config[PACK_B] ? 512 : v->layout ? 256 : 128;
-    config[MC] = min_int(round_up(v->m ? v->m : 1, config[MR]), most_rows);
-    config[NC] = choose_nc(problem, ceil_div(v->m, config[MC]), most_columns, config[NR]);
+    config[MC] = min_int(gemm_round_up(v->m ? v->m : 1, config[MR]), most_rows);
+    config[NC] = choose_nc(problem, gemm_ceil_div(v->m, config[MC]), most_columns, config[NR]);
     config[NC] = config[NC] < 16 ? 16 : config[NC];
 
     /* As much of k as lets a's rows stay in L2: b is then read in long runs. */
-    int k = min_int(65536 / config[MC] / 256 * 256, 4096);
-    config[KC] = config[PACK_B] || k < least_k ? least_k : k;
-    config[SPLIT_K] =
-        choose_split(problem, ceil_div(v->m, config[MC]) * ceil_div(v->n, config[NC]) * v->batch);
+    int units = v->packed && config[AMX] ? 262144 : 65536;
+    int k = min_int(units / config[MC] / 256 * 256, 4096);
+    config[KC] = has_pack_step(v, config) || k < least_k ? least_k : k;
+    config[SPLIT_K] = choose_split(problem, gemm_ceil_div(v->m, config[MC]) *
+                                                gemm_ceil_div(v->n, config[NC]) * v->batch);
 }
 
 static int is_small_better(const struct quern_problem *problem)
 {
     const struct values *v = values_of(problem->bucket);
     int has_amx = machine_of(problem).has_amx;
-    return v->m <= (v->layout ? (has_amx ? 8 : 16) : (has_amx ? 4 : 8));
+    return !v->packed && v->m <= (v->layout ? (has_amx ? 8 : 16) : (has_amx ? 4 : 8));
 }
 
 static void heuristic(const struct quern_problem *problem, int32_t *config)
 {
+    const struct values *v = values_of(problem->bucket);
     struct quern_message why;
     for (int i = 0; i < KNOB_COUNT; i++)
         config[i] = 0;
@@ -273,7 +323,7 @@ static void heuristic(const struct quern_problem *problem, int32_t *config)
     else
         guess_tiled(problem, config);
     if (legal(problem, config, &why)) { /* a workspace out of all proportion */
-        config[PACK_B] = 0;
+        config[PACK_B] = v->packed != 0;
         config[SPLIT_K] = 1;
     }
 }
@@ -348,6 +398,7 @@ static void add_step(const struct quern_problem *problem, const int32_t *config,
     quern_step_define(step, "BIAS_DTYPE", v->bias);
     quern_step_define(step, "B_IS_NK", v->layout == 0);
     quern_step_define(step, "ACCUMULATE", v->accumulate);
+    quern_step_define(step, "PACKED", v->packed);
     quern_step_define_config(step, &gemm_cpu, config);
 }
 
@@ -355,7 +406,7 @@ static void plan(const struct quern_problem *problem, const int32_t *config,
                  struct quern_plan *plan)
 {
     const struct values *v = values_of(problem->bucket);
-    if (config[PACK_B])
+    if (has_pack_step(v, config))
         add_step(problem, config, "pack_b", "gemm_pack_b", plan);
     if (config[ALGO] == SMALL)
         add_step(problem, config, "small", "gemm_small", plan);
@@ -372,7 +423,8 @@ static struct gemm_args args_of(const struct quern_binding *binding)
     const struct quern_array *a = &binding->arrays[ARRAY_a], *b = &binding->arrays[ARRAY_b];
     const struct quern_array *d = &binding->arrays[ARRAY_d];
     char *workspace = binding->workspace;
-    return (struct gemm_args){
+    int64_t panel = panel_bytes(v, binding->config);
+    struct gemm_args args = {
         .m = v->m,
         .n = v->n,
         .k = v->k,
@@ -387,9 +439,18 @@ static struct gemm_args args_of(const struct quern_binding *binding)
         .b = b->data,
         .bias = binding->arrays[ARRAY_bias].data,
         .d = d->data,
-        .packed_b = (uint32_t *)workspace,
+        .packed_b = workspace,
+        .packed_panel_bytes = panel,
+        .packed_batch_bytes = b->strides[0] ? gemm_ceil_div(v->n, binding->config[NR]) * panel : 0,
         .partial = workspace ? (float *)(workspace + packed_bytes(v, binding->config)) : NULL,
     };
+    if (v->packed) {
+        int64_t element_bytes = (int64_t)quern_dtype_bytes((int)v->b);
+        args.packed_b = b->data;
+        args.packed_panel_bytes = b->strides[1] * element_bytes;
+        args.packed_batch_bytes = b->strides[0] * element_bytes;
+    }
+    return args;
 }
 
 static void bind(const struct quern_binding *binding, struct quern_launch *launch)
@@ -399,15 +460,15 @@ static void bind(const struct quern_binding *binding, struct quern_launch *launc
     const struct gemm_args args = args_of(binding);
     struct quern_step_launch *step = launch->steps;
     int64_t rows = config[ALGO] == SMALL ? config[MR] : config[MC];
-    int64_t column_blocks = v->m ? ceil_div(v->n, config[NC]) : 0;
+    int64_t column_blocks = v->m ? gemm_ceil_div(v->n, config[NC]) : 0;
 
-    if (config[PACK_B]) {
+    if (has_pack_step(v, config)) {
         int64_t entries = args.b_batch_stride || !v->batch ? v->batch : 1;
-        int64_t panels = v->layout ? column_blocks : v->m ? ceil_div(v->n, config[NR]) : 0;
-        QUERN_BIND(step, args, ceil_div(v->k, config[KC]), panels, entries);
+        int64_t panels = v->layout ? column_blocks : v->m ? gemm_ceil_div(v->n, config[NR]) : 0;
+        QUERN_BIND(step, args, gemm_ceil_div(v->k, config[KC]), panels, entries);
         step++;
     }
-    QUERN_BIND(step, args, ceil_div(v->m, rows), column_blocks, v->batch * config[SPLIT_K]);
+    QUERN_BIND(step, args, gemm_ceil_div(v->m, rows), column_blocks, v->batch * config[SPLIT_K]);
     step++;
     if (config[SPLIT_K] > 1)
         QUERN_BIND(step, args, v->m, column_blocks, v->batch);

@@ -6,16 +6,43 @@
 
 #include "gemm.h"
 
+/* 1: b has a row for each of k (packed panels as well); 0: for each of n. */
+static int is_kn(const struct values *v)
+{
+    return v->layout || v->packed;
+}
+
+/* Row i of batch entry `entry` of b. */
+static void read_row(struct quern_ref *ref, int64_t entry, int64_t i, double *row)
+{
+    const struct values *v = values_of(quern_ref_spec(ref));
+    int64_t rows = v->layout ? v->k : v->n, columns = v->layout ? v->n : v->k;
+    if (!v->packed) {
+        quern_ref_read(ref, ARRAY_b, (entry * rows + i) * columns, columns, row);
+        return;
+    }
+    int64_t panels = gemm_ceil_div(v->n, v->packed);
+    int64_t panel_size = gemm_round_up(v->k, GEMM_PACKED_K) * v->packed;
+    int unit_k = gemm_unit_k((int)v->b);
+    double units[GEMM_MAX_PANEL * 2];
+    for (int64_t panel = 0; panel < panels; panel++) {
+        int64_t first = (entry * panels + panel) * panel_size + i / unit_k * unit_k * v->packed;
+        quern_ref_read(ref, ARRAY_b, first, v->packed * unit_k, units);
+        for (int64_t j = panel * v->packed; j < v->n && j < (panel + 1) * v->packed; j++)
+            row[j] = units[gemm_panel_offset(i % unit_k, j % v->packed, v->packed, unit_k)];
+    }
+}
+
 /* out += x b^T for batch entry `entry`: x[k], out[n]. One row of b is in memory at a time. */
 static void multiply(struct quern_ref *ref, int64_t entry, const double *x, double *out)
 {
     const struct values *v = values_of(quern_ref_spec(ref));
-    int64_t rows = v->layout ? v->k : v->n, columns = v->layout ? v->n : v->k;
+    int64_t rows = is_kn(v) ? v->k : v->n, columns = is_kn(v) ? v->n : v->k;
     double *row = quern_ref_scratch(ref, columns);
     for (int64_t i = 0; i < rows; i++) {
-        quern_ref_read(ref, ARRAY_b, (entry * rows + i) * columns, columns, row);
+        read_row(ref, entry, i, row);
         for (int64_t j = 0; j < columns; j++) {
-            if (v->layout)
+            if (is_kn(v))
                 out[j] += x[i] * row[j];
             else
                 out[i] += x[j] * row[j];
@@ -62,13 +89,11 @@ static double dot(const double *x, const double *y, int64_t count)
 static void probe_entry(struct quern_ref *ref, int64_t entry, const struct probe *probe)
 {
     const struct values *v = values_of(quern_ref_spec(ref));
-    for (int64_t i = 0; i < (v->layout ? v->k : v->n); i++) {
-        int64_t columns = v->layout ? v->n : v->k;
-        int64_t row = entry * (v->layout ? v->k : v->n) + i;
-        quern_ref_read(ref, ARRAY_b, row * columns, columns, probe->row);
-        if (v->layout)
+    for (int64_t i = 0; i < (is_kn(v) ? v->k : v->n); i++) {
+        read_row(ref, entry, i, probe->row);
+        if (is_kn(v))
             probe->bx[i] = dot(probe->row, probe->x, v->n);
-        for (int64_t p = 0; !v->layout && p < v->k; p++)
+        for (int64_t p = 0; !is_kn(v) && p < v->k; p++)
             probe->bx[p] = (i ? probe->bx[p] : 0) + probe->row[p] * probe->x[i];
     }
 }

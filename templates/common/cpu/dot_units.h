@@ -3,7 +3,8 @@
  * A unit is what one lane multiplies at once: UNIT_K consecutive k of one row.
  *
  *   IS_PAIRED 0   UNIT_K 1   an f32 (bf16 and f16 are widened when they are loaded)
- *   IS_PAIRED 1   UNIT_K 2   a pair of bf16, low half first: vdpbf16ps, or an AMX tile row
+ *   IS_PAIRED 1   UNIT_K 2   a pair of bf16, low half first: vdpbf16ps, or an AMX tile row; where
+ *                            neither exists each half is widened when it is multiplied
  *
  * Loading, packing and transposing then look the same for both: they move units. */
 #ifndef QN_CPU_DOT_UNITS_H
@@ -19,9 +20,13 @@
 /* acc + a * b lane by lane; a pair adds both its products. */
 INLINE vec_f32 multiply_add(vec_f32 acc, vec_u32 a, vec_u32 b)
 {
-#if IS_PAIRED
+#if IS_PAIRED && defined(__AVX512BF16__)
     typedef __bf16 vec_pairs __attribute__((vector_size(4 * VW)));
     return __builtin_ia32_dpbf16ps_512(acc, (vec_pairs)a, (vec_pairs)b);
+#elif IS_PAIRED
+    vec_u32 high = splat_u32(0xffff0000);
+    acc += (vec_f32)(a << 16) * (vec_f32)(b << 16);
+    return acc + (vec_f32)(a & high) * (vec_f32)(b & high);
 #else
     return acc + (vec_f32)a * (vec_f32)b;
 #endif

@@ -21,7 +21,7 @@ INLINE void pack_row(uint32_t *dst, int dtype, const void *src, int64_t k, int64
  * rows of the panel are written in order, each store running over into the next row, the last one
  * VW - width units past the panel's end. One copy serves every width, and is specialised by the
  * compiler if all callers name one dtype; a mixed product tests the dtype as it goes. */
-APART void pack_panel_nk(uint32_t *dst, int width, int dtype, const void *src, int64_t stride,
+APART void pack_panel_nk(u32_any *dst, int width, int dtype, const void *src, int64_t stride,
                          int64_t columns, int64_t k, int64_t units)
 {
     for (int c = 0; c < width; c += VW) {
@@ -68,24 +68,24 @@ INLINE vec_u32 load_columns(int dtype, const void *p, int64_t columns)
     return __builtin_convertvector(load_u16(p), vec_u32);
 }
 
-/* `columns` columns of b[k][n] to as many panels as they need, one every panel_units rows. All
- * panels are filled at once: the source is read row by row, in runs as long as possible. */
-INLINE void pack_panels_kn(uint32_t *dst, int width, int64_t panel_units, int dtype,
-                           const void *src, int64_t stride, int64_t columns, int64_t k,
-                           int64_t units)
+/* `columns` columns of b[k][n] to as many panels as they need, one every panel_bytes. All panels
+ * are filled at once: the source is read row by row, in runs as long as possible. */
+INLINE void pack_panels_kn(void *dst, int width, int64_t panel_bytes, int dtype, const void *src,
+                           int64_t stride, int64_t columns, int64_t k, int64_t units)
 {
     for (int64_t p = 0; p < units; p++) {
         const void *row = element(dtype, src, p * UNIT_K * stride);
         for (int64_t j = 0; j < columns; j += width)
             for (int c = 0; c < width; c += VW) {
                 const void *first = element(dtype, row, j + c);
+                char *panel = (char *)dst + j / width * panel_bytes;
                 int64_t left = columns - j - c;
                 vec_u32 unit = load_columns(dtype, first, p * UNIT_K < k ? left : 0);
                 if (IS_PAIRED) {
                     const void *second = element(dtype, first, stride);
                     unit |= load_columns(dtype, second, p * 2 + 1 < k ? left : 0) << 16;
                 }
-                store_u32(dst + j * panel_units + p * width + c, unit);
+                store_u32(panel + (p * width + c) * 4, unit);
             }
     }
 }

@@ -32,6 +32,7 @@ typedef uint16_t vec_u16 __attribute__((vector_size(2 * VW)));
 typedef float vec_f32_any __attribute__((vector_size(4 * VW), aligned(2), may_alias));
 typedef uint32_t vec_u32_any __attribute__((vector_size(4 * VW), aligned(2), may_alias));
 typedef uint16_t vec_u16_any __attribute__((vector_size(2 * VW), aligned(2), may_alias));
+typedef uint32_t u32_any __attribute__((aligned(2), may_alias));
 
 INLINE vec_u32 load_u32(const void *p)
 {

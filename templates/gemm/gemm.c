@@ -28,8 +28,6 @@ int gemm_check_sizes(int64_t m, int64_t n, int64_t k, int64_t batch, struct quer
 
 int gemm_check_panel(const char *name, int64_t width, int dtype, struct quern_message *why)
 {
-    if (width % 16 || width > GEMM_MAX_PANEL)
-        return quern_refuse(why, "%s=%lld: must be 16, 32, 48 or 64", name, (long long)width);
     if (dtype != QUERN_F32 && dtype != QUERN_BF16)
         return quern_refuse(why, "%s=%lld b=%s: only f32 and bf16 have a packed form", name,
                             (long long)width, quern_dtype_name(dtype));
@@ -39,17 +37,17 @@ int gemm_check_panel(const char *name, int64_t width, int dtype, struct quern_me
 static int validate(const struct quern_spec *spec, struct quern_message *why)
 {
     const struct values *v = values_of(spec);
+    long long width = gemm_packed_width(v->packed);
     int status = gemm_check_sizes(v->m, v->n, v->k, v->batch, why);
     if (status || !v->packed)
         return status;
     if (v->a != v->b)
         return quern_refuse(why, "packed=%lld a=%s b=%s: a must have the dtype of a packed b",
-                            (long long)v->packed, quern_dtype_name((int)v->a),
-                            quern_dtype_name((int)v->b));
+                            width, quern_dtype_name((int)v->a), quern_dtype_name((int)v->b));
     if (v->layout)
         return quern_refuse(why, "packed=%lld layout=nn: must be nt; gemm_pack takes either",
-                            (long long)v->packed);
-    return gemm_check_panel("packed", v->packed, (int)v->b, why);
+                            width);
+    return gemm_check_panel("packed", width, (int)v->b, why);
 }
 
 static int64_t power_of_two_above(int64_t x)
@@ -83,15 +81,15 @@ static int inputs(const struct quern_spec *spec, int index, uint64_t seed, void 
     const struct values *v = values_of(spec);
     if (index != ARRAY_b || !v->packed)
         return 0;
-    int64_t panels = gemm_ceil_div(v->n, v->packed);
-    int64_t panel_size = gemm_round_up(v->k, GEMM_PACKED_K) * v->packed;
+    int64_t width = gemm_packed_width(v->packed), panels = gemm_ceil_div(v->n, width);
+    int64_t panel_size = gemm_round_up(v->k, GEMM_PACKED_K) * width;
     int unit_k = gemm_unit_k((int)v->b);
     memset(data, 0, (size_t)(v->batch * panels * panel_size) * quern_dtype_bytes((int)v->b));
     for (int64_t row = 0; row < v->batch * v->k; row++)
         for (int64_t j = 0; j < v->n; j++) {
-            int64_t panel = row / v->k * panels + j / v->packed;
-            int64_t at = panel * panel_size +
-                         gemm_panel_offset(row % v->k, j % v->packed, v->packed, unit_k);
+            int64_t panel = row / v->k * panels + j / width;
+            int64_t at =
+                panel * panel_size + gemm_panel_offset(row % v->k, j % width, width, unit_k);
             float value = draw(seed, (uint64_t)at);
             uint32_t bits;
             memcpy(&bits, &value, sizeof(bits));

@@ -9,7 +9,7 @@ QUERN_API extern const struct quern_family quern_family_gemm_pack;
 
 /* gemm.c: rules that both families have. */
 int gemm_check_sizes(int64_t m, int64_t n, int64_t k, int64_t batch, struct quern_message *why);
-/* `name`, a parameter, is the width of panels of `dtype`. */
+/* `name`=`width` asks for panels of `dtype`: is there such a form? */
 int gemm_check_panel(const char *name, int64_t width, int dtype, struct quern_message *why);
 
 /* A panel. */
@@ -28,6 +28,17 @@ extern const struct quern_variant gemm_cpu;
  * bf16 along k) as [unit][width], zeros from k up to a multiple of GEMM_PACKED_K. */
 #define GEMM_PACKED_K 32
 #define GEMM_MAX_PANEL 64
+
+/* The width that a choice stands for: "0 16 32 48 64" of gemm, "16 32 48 64" of gemm_pack. */
+static inline int64_t gemm_packed_width(int64_t packed)
+{
+    return 16 * packed;
+}
+
+static inline int64_t gemm_panel_width(int64_t panel)
+{
+    return 16 * (panel + 1);
+}
 
 /* Elements along k in a unit. */
 static inline int gemm_unit_k(int dtype)

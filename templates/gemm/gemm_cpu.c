@@ -47,7 +47,8 @@
  *
  * Invariants. Sums are f32, rounded once on store. No element outside the arrays is touched, nor
  * one between the rows of a strided array. Zeros pad packed k and missing rows and columns (those
- * of PACKED panels are the caller's), so padding never makes a NaN. k = 0 runs through the same loops with no units.
+ * of PACKED panels are the caller's), so padding never makes a NaN. k = 0 runs through the same
+ * loops with no units.
  * Temporaries live on the stack: blocks have no thread number, and a thread's stack stays warm.
  *
  * Not done: no sharing of packed a between blocks, no fp8. Denormal bf16 inputs count as zero where

@@ -160,16 +160,16 @@ static int legal_tiled(const struct machine *machine, const int32_t *config,
 /* What a b that was given in panels leaves to choose. */
 static int legal_packed(const struct values *v, const int32_t *config, struct quern_message *why)
 {
+    long long width = gemm_packed_width(v->packed);
     if (config[ALGO] == SMALL || !config[PACK_B])
         return quern_refuse(why, "config algo=%d pack_b=%d: must be 0 and 1 where packed=%lld",
-                            config[ALGO], config[PACK_B], (long long)v->packed);
+                            config[ALGO], config[PACK_B], width);
     if (config[BF16_PAIRS] != (v->b == QUERN_BF16))
         return quern_refuse(why, "config bf16_pairs=%d: must be %d where packed=%lld b=%s",
-                            config[BF16_PAIRS], v->b == QUERN_BF16, (long long)v->packed,
+                            config[BF16_PAIRS], v->b == QUERN_BF16, width,
                             quern_dtype_name((int)v->b));
-    if (v->packed % config[NR])
-        return quern_refuse(why, "config nr=%d: must divide packed=%lld", config[NR],
-                            (long long)v->packed);
+    if (width % config[NR])
+        return quern_refuse(why, "config nr=%d: must divide packed=%lld", config[NR], width);
     return QUERN_OK;
 }
 
@@ -264,7 +264,7 @@ static void choose_tile(const struct machine *machine, int64_t m, int32_t *confi
 static void choose_packed_tile(const struct machine *machine, const struct values *v,
                                int32_t *config)
 {
-    if (v->packed % config[NR])
+    if (gemm_packed_width(v->packed) % config[NR])
         config[NR] = 16;
     if (v->m <= 4)
         config[AMX] = 0;
@@ -398,7 +398,7 @@ static void add_step(const struct quern_problem *problem, const int32_t *config,
     quern_step_define(step, "BIAS_DTYPE", v->bias);
     quern_step_define(step, "B_IS_NK", v->layout == 0);
     quern_step_define(step, "ACCUMULATE", v->accumulate);
-    quern_step_define(step, "PACKED", v->packed);
+    quern_step_define(step, "PACKED", gemm_packed_width(v->packed));
     quern_step_define_config(step, &gemm_cpu, config);
 }
 

@@ -18,7 +18,7 @@ static const struct quern_knob knobs[] = {
 /* Columns that a block packs where b is [k,n]: a row of b is read in runs of them. */
 static int block_columns(const struct values *v)
 {
-    return 8 * (int)v->panel;
+    return 8 * (int)gemm_panel_width(v->panel);
 }
 
 static int supports(const struct quern_problem *problem)
@@ -63,7 +63,7 @@ static void plan(const struct quern_problem *problem, const int32_t *config,
     quern_step_define(step, "B_DTYPE", v->b);
     quern_step_define(step, "B_IS_NK", v->layout == 0);
     quern_step_define(step, "PACK_B", 1);
-    quern_step_define(step, "NR", v->panel);
+    quern_step_define(step, "NR", gemm_panel_width(v->panel));
     quern_step_define(step, "NC", block_columns(v));
     quern_step_define(step, "KC", config[KC]);
 }
@@ -74,7 +74,7 @@ static void bind(const struct quern_binding *binding, struct quern_launch *launc
     const struct quern_array *b = &binding->arrays[ARRAY_b];
     const struct quern_array *packed = &binding->arrays[ARRAY_packed];
     int64_t element_bytes = (int64_t)quern_dtype_bytes((int)v->b);
-    int64_t columns = v->layout ? block_columns(v) : v->panel;
+    int64_t columns = v->layout ? block_columns(v) : gemm_panel_width(v->panel);
     const struct gemm_args args = {
         .n = v->n,
         .k = v->k,
@@ -110,13 +110,13 @@ static int validate(const struct quern_spec *spec, struct quern_message *why)
 {
     const struct values *v = values_of(spec);
     int status = gemm_check_sizes(0, v->n, v->k, v->batch, why);
-    return status ? status : gemm_check_panel("panel", v->panel, (int)v->b, why);
+    return status ? status : gemm_check_panel("panel", gemm_panel_width(v->panel), (int)v->b, why);
 }
 
 static int64_t units(const struct quern_spec *spec)
 {
     const struct values *v = values_of(spec);
-    return v->batch * gemm_ceil_div(v->n, v->panel);
+    return v->batch * gemm_ceil_div(v->n, gemm_panel_width(v->panel));
 }
 
 static double tolerance(const struct quern_spec *spec, int index)
@@ -128,7 +128,7 @@ static double tolerance(const struct quern_spec *spec, int index)
 static void cost(const struct quern_spec *spec, struct quern_cost *cost)
 {
     const struct values *v = values_of(spec);
-    double columns = (double)gemm_round_up(v->n, v->panel);
+    double columns = (double)gemm_round_up(v->n, gemm_panel_width(v->panel));
     double rows = (double)gemm_round_up(v->k, GEMM_PACKED_K);
     cost->flops = 0;
     cost->bytes = (double)v->batch * ((double)v->n * (double)v->k + columns * rows) *

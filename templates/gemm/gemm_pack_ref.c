@@ -7,10 +7,11 @@
 void gemm_pack_reference(struct quern_ref *ref, int64_t unit)
 {
     const struct values *v = values_of(quern_ref_spec(ref));
-    int64_t panels = gemm_ceil_div(v->n, v->panel), entry = unit / panels;
-    int64_t first = unit % panels * v->panel;
-    int64_t columns = v->n - first < v->panel ? v->n - first : v->panel;
-    int64_t size = gemm_round_up(v->k, GEMM_PACKED_K) * v->panel;
+    int64_t width = gemm_panel_width(v->panel);
+    int64_t panels = gemm_ceil_div(v->n, width), entry = unit / panels;
+    int64_t first = unit % panels * width;
+    int64_t columns = v->n - first < width ? v->n - first : width;
+    int64_t size = gemm_round_up(v->k, GEMM_PACKED_K) * width;
     int64_t lines = v->layout ? v->k : columns, length = v->layout ? columns : v->k;
     double *line = quern_ref_scratch(ref, length), *panel = quern_ref_scratch(ref, size);
     for (int64_t i = 0; i < lines; i++) {
@@ -19,7 +20,7 @@ void gemm_pack_reference(struct quern_ref *ref, int64_t unit)
         quern_ref_read(ref, ARRAY_b, at, length, line);
         for (int64_t j = 0; j < length; j++) {
             int64_t p = v->layout ? i : j, column = v->layout ? j : i;
-            panel[gemm_panel_offset(p, column, v->panel, gemm_unit_k((int)v->b))] = line[j];
+            panel[gemm_panel_offset(p, column, width, gemm_unit_k((int)v->b))] = line[j];
         }
     }
     quern_ref_expect(ref, ARRAY_packed, unit * size, size, panel);

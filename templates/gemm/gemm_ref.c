@@ -21,15 +21,15 @@ static void read_row(struct quern_ref *ref, int64_t entry, int64_t i, double *ro
         quern_ref_read(ref, ARRAY_b, (entry * rows + i) * columns, columns, row);
         return;
     }
-    int64_t panels = gemm_ceil_div(v->n, v->packed);
-    int64_t panel_size = gemm_round_up(v->k, GEMM_PACKED_K) * v->packed;
+    int64_t width = gemm_packed_width(v->packed), panels = gemm_ceil_div(v->n, width);
+    int64_t panel_size = gemm_round_up(v->k, GEMM_PACKED_K) * width;
     int unit_k = gemm_unit_k((int)v->b);
     double units[GEMM_MAX_PANEL * 2];
     for (int64_t panel = 0; panel < panels; panel++) {
-        int64_t first = (entry * panels + panel) * panel_size + i / unit_k * unit_k * v->packed;
-        quern_ref_read(ref, ARRAY_b, first, v->packed * unit_k, units);
-        for (int64_t j = panel * v->packed; j < v->n && j < (panel + 1) * v->packed; j++)
-            row[j] = units[gemm_panel_offset(i % unit_k, j % v->packed, v->packed, unit_k)];
+        int64_t first = (entry * panels + panel) * panel_size + i / unit_k * unit_k * width;
+        quern_ref_read(ref, ARRAY_b, first, width * unit_k, units);
+        for (int64_t j = panel * width; j < v->n && j < (panel + 1) * width; j++)
+            row[j] = units[gemm_panel_offset(i % unit_k, j % width, width, unit_k)];
     }
 }
 

@@ -287,6 +287,7 @@ static double contest_noise(const struct contest *contest)
 
 static void contest_report(struct contest *contest)
 {
+    const struct contestant *base = NULL;
     for (int i = 0; i < contest->count; i++) {
         const struct contestant *entry = &contest->entries[i];
         struct detail detail = { .rounds = contest->rounds, .rel_err = entry->rel_err };
@@ -298,8 +299,8 @@ static void contest_report(struct contest *contest)
         detail.median_s = median_s(contest, entry);
         detail.mad_s = mad_of(entry->round_s, contest->rounds);
         detail.rate = rate_of(entry, detail.median_s);
-        if (!contest->entries[0].is_out)
-            detail.ratio = speed_ratio(contest, entry, &contest->entries[0], &detail.ratio_mad);
+        base = base ? base : entry;
+        detail.ratio = speed_ratio(contest, entry, base, &detail.ratio_mad);
         add_detail(contest->results, &detail);
     }
     double others = contest_noise(contest);

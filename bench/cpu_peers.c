@@ -306,8 +306,11 @@ static void add_speed_figure(struct contest *contest, const char *ours_key, cons
 static void add_case_figures(struct contest *contest, const struct gemm_case *what)
 {
     const char *packed = contest_best(contest, "prepacked") ? "prepacked" : "tuned";
-    if (what->m == 1)
+    if (what->m == 1) {
         add_speed_figure(contest, "tuned", "stream", what->stream);
+        if (contest_best(contest, "prepacked"))
+            add_speed_figure(contest, "prepacked", "stream", 0);
+    }
     if (!what->is_bf16)
         add_speed_figure(contest, "tuned", "openblas", what->openblas);
     add_speed_figure(contest, packed, "onednn", what->onednn);
@@ -327,8 +330,8 @@ static void part_case(struct run *run, const struct gemm_case *what)
     struct dnnl dnnl;
     char cache[96];
     int first, rows = what->m == 1 ? ROWS_ONE : what->m <= 64 ? ROWS_FEW : ROWS_MANY;
-    double tune_s = run->is_quick ? 1.5 : what->is_extra ? 6 : 10;
-    double time_s = run->is_quick ? 1.5 : what->is_extra ? 4 : 6;
+    double tune_s = run->is_quick ? 1 : what->is_extra ? 4 : 7;
+    double time_s = run->is_quick ? 1.2 : what->is_extra ? 4 : 6;
     workload_init(&contest.work, run, what);
     workload_fill(&contest.work, what->m <= 128 ? ROTATION_BYTES : 0);
     fprintf(talk, "\n%s: %d set%s of weights, %.0f MB\n", contest.work.label, contest.work.sets,

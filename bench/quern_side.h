@@ -54,24 +54,37 @@ static int param_index(const struct quern_spec *spec, const char *name)
     return -1;
 }
 
-/* How wide gemm_pack makes its panels unless told; 0: this quern packs nothing ahead. */
-static int64_t panel_width(struct quern_context *ctx)
+/* How wide gemm_pack makes its panels unless told, as text; "" if this quern packs nothing ahead. */
+static void panel_width(struct quern_context *ctx, char *width, size_t bytes)
 {
     const struct quern_family *gemm = quern_family_find(ctx, "gemm");
     const struct quern_family *pack = quern_family_find(ctx, "gemm_pack");
     struct quern_family_description description;
     struct quern_spec spec = { .family = gemm };
-    int panel;
+    const struct quern_param *panel;
+    const char *word;
+    *width = 0;
     if (!gemm || !pack || param_index(&spec, "packed") < 0)
-        return 0;
+        return;
     spec.family = pack;
-    panel = param_index(&spec, "panel");
+    if (param_index(&spec, "panel") < 0)
+        return;
     quern_family_describe(pack, &description);
-    return panel < 0 ? 0 : description.params[panel].default_value;
+    panel = &description.params[param_index(&spec, "panel")];
+    if (panel->kind != QUERN_CHOICE) {
+        snprintf(width, bytes, "%lld", (long long)panel->default_value);
+        return;
+    }
+    word = panel->domain;
+    for (int64_t i = 0; i < panel->default_value; i++) {
+        word += strcspn(word, " ");
+        word += strspn(word, " ");
+    }
+    snprintf(width, bytes, "%.*s", (int)strcspn(word, " "), word);
 }
 
 /* b[set] in panels, in memory of its own. */
-static int side_pack(struct quern_side *side, const struct workload *w, int set, int64_t width,
+static int side_pack(struct quern_side *side, const struct workload *w, int set, const char *width,
                      void **packed)
 {
     const char *dtype = w->is_bf16 ? "bf16" : "f32";
@@ -81,8 +94,8 @@ static int side_pack(struct quern_side *side, const struct workload *w, int set,
     char text[160];
     size_t bytes;
     int to;
-    snprintf(text, sizeof text, "gemm_pack n=%lld k=%lld b=%s panel=%lld", (long long)w->n,
-             (long long)w->k, dtype, (long long)width);
+    snprintf(text, sizeof text, "gemm_pack n=%lld k=%lld b=%s panel=%s", (long long)w->n,
+             (long long)w->k, dtype, width);
     if (quern_spec_parse(side->ctx, text, &spec))
         return side_fail(side, text);
     to = array_index(&spec, "packed");
@@ -97,20 +110,20 @@ static int side_pack(struct quern_side *side, const struct workload *w, int set,
     return quern_run(side->ctx, &spec, arrays, NULL) ? side_fail(side, text) : 0;
 }
 
-static int side_open(struct quern_side *side, const struct contestant *entry, int64_t width)
+static int side_open(struct quern_side *side, const struct contestant *entry, const char *width)
 {
     const struct workload *w = entry->work;
     const char *dtype = w->is_bf16 ? "bf16" : "f32";
     char text[160];
     int length = snprintf(text, sizeof text, "gemm m=%lld n=%lld k=%lld a=%s b=%s d=%s",
                           (long long)w->m, (long long)w->n, (long long)w->k, dtype, dtype, dtype);
-    if (width)
-        snprintf(text + length, sizeof text - (size_t)length, " packed=%lld", (long long)width);
+    if (*width)
+        snprintf(text + length, sizeof text - (size_t)length, " packed=%s", width);
     if (quern_spec_parse(side->ctx, text, &side->spec))
         return side_fail(side, text);
     for (int set = 0; set < w->sets; set++) {
         void *b = w->b[set];
-        if (width && side_pack(side, w, set, width, &b))
+        if (*width && side_pack(side, w, set, width, &b))
             return -1;
         side->arrays[set][array_index(&side->spec, "a")].data = w->a;
         side->arrays[set][array_index(&side->spec, "b")].data = b;
@@ -161,9 +174,11 @@ static void quern_enter(struct contest *contest, const char *key, const char *ca
     int is_packed = !strcmp(key, "prepacked");
     struct quern_side *side = calloc(1, sizeof *side);
     int status = quern_open(&side->ctx, cache, contest->work.threads);
-    int64_t width = status || !is_packed ? 0 : panel_width(side->ctx);
     struct contestant *entry;
-    if (!status && is_packed && !width)
+    char width[16] = "";
+    if (!status && is_packed)
+        panel_width(side->ctx, width, sizeof width);
+    if (!status && is_packed && !*width)
         return;
     entry = contest_add(contest, key, contest->work.is_bf16);
     if (!entry)
@@ -176,7 +191,7 @@ static void quern_enter(struct contest *contest, const char *key, const char *ca
         return;
     }
     snprintf(entry->name, sizeof entry->name, "quern, %s%s", from[side->report.config_from],
-             width ? ", b prepacked" : "");
+             *width ? ", b prepacked" : "");
     fprintf(talk, "    %s: %s %s\n", entry->name, side->report.variant, side->report.config);
 }
 #endif

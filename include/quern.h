@@ -216,7 +216,7 @@ struct quern_options {
     const char *device;    /* "cpu", "cuda", "cuda:N" [cuda if usable, else cpu] */
     const char *mode;      /* "normal", "sealed" [QUERN_MODE]: sealed never compiles or tunes */
     const char *clang;     /* compiler [QUERN_CLANG, else clang-19, else clang on PATH] */
-    const char *templates; /* directory used instead of the embedded ones [QUERN_TEMPLATES] */
+    const char *templates; /* directory looked in before the embedded ones [QUERN_TEMPLATES] */
     const char *profile;   /* name of a device profile to plan for [the device's own] */
     const char *dump;      /* stage letters to log at debug level, as docs/CLI.md lists them */
     int threads;           /* threads that execute a CPU grid [OMP_NUM_THREADS, else all] */

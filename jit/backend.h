@@ -69,8 +69,8 @@ struct qn_backend {
     /* QUERN_COMPILE with result->log set, QUERN_NO_COMPILER, ... */
     int (*compile)(struct qn_device *device, const struct qn_compile_request *request,
                    struct qn_compile_result *result, struct quern_message *why);
-    /* Takes a copy of the blob. Refuses what the device cannot execute or what imports more than it
-     * may. */
+    /* Takes a copy of the blob. QUERN_LOAD: it is not for this device, damaged, or imports more than
+     * it may; another copy may do better. Any other failure is the device's. */
     int (*load)(struct qn_device *device, const struct quern_target *target, const void *blob,
                 size_t blob_bytes, struct qn_module **module, struct quern_message *why);
     void (*unload)(struct qn_device *device, struct qn_module *module);

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "jit/device.h"
 #include "jit/plan.h"
 #include "jit/target.h"
 #include "jit/text.h"
@@ -27,6 +28,8 @@
 struct build {
     struct quern_context *ctx;
     const struct qn_build_request *request;
+    const struct qn_backend *backend; /* of the target's kind */
+    struct qn_device *device;
     char options[512];
     char compiler[256]; /* identity; "" when there is none or sealed: any stored row will do */
     struct quern_message no_compiler;
@@ -108,7 +111,7 @@ static int digest_templates(struct build *build)
 static int stage_emit(struct build *build)
 {
     struct quern_kernel *kernel = build->kernel;
-    build->ctx->backend->options(build->request->target, build->options, sizeof(build->options));
+    build->backend->options(build->request->target, build->options, sizeof(build->options));
     QN_TRY(qn_emit(build->ctx, kernel->family, kernel->plan, build->request->target, build->options,
                    build->units, &build->unit_count, build->unit_of));
     for (int u = 0; u < build->unit_count; u++) {
@@ -130,7 +133,7 @@ static int accept_any(void *user, const struct qn_artifact *artifact)
     struct quern_target target;
     struct quern_message why;
     return !qn_target_parse(artifact->target, &target, &why) &&
-           !build->ctx->backend->accepts(build->ctx->device, &target, &why);
+           !build->backend->accepts(build->device, &target, &why);
 }
 
 /* The local compiler's row; without a compiler, or sealed, the newest that runs here. */
@@ -172,7 +175,7 @@ static int compile_artifact(struct build *build, int u)
     struct qn_compile_result result = { 0 };
     struct quern_message why;
     double start = qn_now_ms();
-    int status = ctx->backend->compile(ctx->device, &request, &result, &why);
+    int status = build->backend->compile(build->device, &request, &result, &why);
     if (status) {
         free(build->log);
         build->log = result.log;
@@ -229,9 +232,9 @@ static int get_artifact(struct build *build, int u)
 
 static int stage_artifacts(struct build *build)
 {
-    struct quern_context *ctx = build->ctx;
-    if (!ctx->is_sealed && ctx->backend->compiler(ctx->device, build->compiler,
-                                                  sizeof(build->compiler), &build->no_compiler))
+    if (!build->ctx->is_sealed &&
+        build->backend->compiler(build->device, build->compiler, sizeof(build->compiler),
+                                 &build->no_compiler))
         build->compiler[0] = '\0';
     for (int u = 0; u < build->unit_count; u++)
         QN_TRY(get_artifact(build, u));
@@ -240,31 +243,46 @@ static int stage_artifacts(struct build *build)
 
 /* ---- Load ---------------------------------------------------------------------------------- */
 
+/* The module of unit u and the functions of the steps that use it. */
 static int load_unit(struct build *build, int u, double *load_ms)
 {
+    struct quern_kernel *kernel = build->kernel;
     struct quern_message why;
     double start = qn_now_ms();
-    int status = build->ctx->backend->load(build->ctx->device, build->request->target,
-                                           build->artifacts[u].blob, build->artifacts[u].blob_bytes,
-                                           &build->kernel->modules[u], &why);
+    int status = build->backend->load(build->device, build->request->target,
+                                      build->artifacts[u].blob, build->artifacts[u].blob_bytes,
+                                      &kernel->modules[u], &why);
+    for (int i = 0; i < kernel->plan->step_count && !status; i++) {
+        if (build->unit_of[i] == u)
+            status = build->backend->function(build->device, kernel->modules[u],
+                                              kernel->plan->steps[i].entry, &kernel->functions[i],
+                                              &why);
+    }
     *load_ms = qn_now_ms() - start;
     return status ? qn_fail_why(build->ctx, status, &why) : QUERN_OK;
 }
 
-static int stage_load(struct build *build, double load_ms[QUERN_MAX_STEPS])
+/* A stored artifact that does not load, whatever its hash says, is set aside and made again. */
+static int reload_unit(struct build *build, int u, double *load_ms)
 {
     struct quern_kernel *kernel = build->kernel;
-    struct quern_message why;
-    for (int u = 0; u < build->unit_count; u++)
-        QN_TRY(load_unit(build, u, &load_ms[u]));
-    for (int i = 0; i < kernel->plan->step_count; i++) {
-        if (build->unit_of[i] < 0)
-            continue;
-        int status = build->ctx->backend->function(
-            build->ctx->device, kernel->modules[build->unit_of[i]], kernel->plan->steps[i].entry,
-            &kernel->functions[i], &why);
+    if (kernel->modules[u])
+        build->backend->unload(build->device, kernel->modules[u]);
+    kernel->modules[u] = NULL;
+    qn_artifact_drop(build->ctx->store, &build->artifacts[u]);
+    qn_artifact_fini(&build->artifacts[u]);
+    QN_TRY(get_artifact(build, u));
+    return load_unit(build, u, load_ms);
+}
+
+static int stage_load(struct build *build, double load_ms[QUERN_MAX_STEPS])
+{
+    for (int u = 0; u < build->unit_count; u++) {
+        int status = load_unit(build, u, &load_ms[u]);
+        if (status == QUERN_LOAD && build->from[u] == QUERN_FROM_DISK)
+            status = reload_unit(build, u, &load_ms[u]);
         if (status)
-            return qn_fail_why(build->ctx, status, &why);
+            return status;
     }
     return QUERN_OK;
 }
@@ -313,12 +331,7 @@ static int build_init(struct build *build, struct quern_context *ctx,
     memset(build, 0, sizeof(*build));
     build->ctx = ctx;
     build->request = request;
-    if (request->target->kind != ctx->backend->kind) {
-        char target[96];
-        qn_target_format(request->target, target, sizeof(target));
-        return qn_fail(ctx, QUERN_UNSUPPORTED, "target=%s: this build has no backend for it",
-                       target);
-    }
+    QN_TRY(qn_device_for(ctx, request->target, &build->backend, &build->device));
     build->kernel = calloc(1, sizeof(*build->kernel));
     if (build->kernel)
         build->kernel->plan = calloc(1, sizeof(*build->kernel->plan));

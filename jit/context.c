@@ -15,9 +15,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 
-#include "jit/profile.h"
+#include "jit/device.h"
 
 double qn_now_ms(void)
 {
@@ -185,6 +186,15 @@ static int options_read_words(struct quern_context *ctx)
     return qn_fail(ctx, QUERN_INVALID, "QUERN_LOG=%s: must be off, warn, info or debug", level);
 }
 
+static int options_check_templates(struct quern_context *ctx)
+{
+    struct stat status;
+    const char *path = ctx->options.templates;
+    if (path && (stat(path, &status) || !S_ISDIR(status.st_mode)))
+        return qn_fail(ctx, QUERN_INVALID, "templates=%s: must be a directory", path);
+    return QUERN_OK;
+}
+
 static int options_read(struct quern_context *ctx, const struct quern_options *options)
 {
     if (options && options->size != sizeof(*options))
@@ -195,6 +205,7 @@ static int options_read(struct quern_context *ctx, const struct quern_options *o
     QN_TRY(options_read_texts(ctx));
     QN_TRY(options_read_cache(ctx));
     QN_TRY(options_read_words(ctx));
+    QN_TRY(options_check_templates(ctx));
     if (!ctx->options.alloc != !ctx->options.free)
         return qn_fail(ctx, QUERN_INVALID, "options.alloc and options.free: give both or neither");
     if (ctx->options.threads < 0)
@@ -238,28 +249,6 @@ void qn_backend_options(struct quern_context *ctx, struct qn_backend_options *op
     };
 }
 
-static int device_open(struct quern_context *ctx)
-{
-    const char *name = ctx->options.device ? ctx->options.device : "cpu";
-    if (!strncmp(name, "cuda", 4) && (!name[4] || name[4] == ':'))
-        return qn_fail(ctx, QUERN_DEVICE, "device=%s: this build has no CUDA backend; use cpu",
-                       name);
-    if (strcmp(name, "cpu"))
-        return qn_fail(ctx, QUERN_INVALID, "device=%s: must be cpu, cuda or cuda:N", name);
-
-    struct qn_backend_options options;
-    struct quern_message why;
-    qn_backend_options(ctx, &options);
-    ctx->backend = &qn_backend_cpu;
-    int status = ctx->backend->open(&options, &ctx->device, &why);
-    if (status)
-        return qn_fail_why(ctx, status, &why);
-    ctx->backend->describe(ctx->device, &ctx->target, &ctx->profile);
-    if (ctx->options.profile && qn_profile_find(ctx->options.profile, &ctx->profile, &why))
-        return qn_fail_why(ctx, QUERN_INVALID, &why);
-    return QUERN_OK;
-}
-
 int quern_context_create(const struct quern_options *options, struct quern_context **out)
 {
     if (!out)
@@ -275,7 +264,7 @@ int quern_context_create(const struct quern_options *options, struct quern_conte
     pthread_mutex_init(&ctx->lock, NULL);
     QN_TRY(options_read(ctx, options));
     QN_TRY(store_open(ctx));
-    QN_TRY(device_open(ctx));
+    QN_TRY(qn_device_open(ctx));
     return qn_families_init(ctx);
 }
 
@@ -284,8 +273,7 @@ void quern_context_destroy(struct quern_context *ctx)
     if (!ctx)
         return;
     qn_kernels_fini(ctx);
-    if (ctx->device)
-        ctx->backend->close(ctx->device);
+    qn_devices_close(ctx);
     qn_store_close(ctx->store);
     qn_families_fini(ctx);
     pthread_key_delete(ctx->thread_key);

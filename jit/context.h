@@ -28,6 +28,7 @@
     } while (0)
 
 #define QN_MAX_FAMILIES 256
+#define QN_DEVICE_KINDS 2 /* enum quern_device_kind */
 #define QN_RECENT 64 /* kernels a thread remembers; a power of two */
 
 /* A spec's bucket with the alignment class of each array: what a kernel is made for. */
@@ -69,6 +70,7 @@ struct quern_context {
 
     const struct qn_backend *backend;
     struct qn_device *device;
+    struct qn_device *compilers[QN_DEVICE_KINDS]; /* other kinds, opened to compile only */
     struct quern_target target;
     struct quern_profile profile;
     struct qn_store *store;

@@ -3,10 +3,14 @@
  *     #define BM 64                      the step's defines, in the plan's order
  *     #define BN 128
  *     # 1 "gemm/gemm_cpu.c"              the template, unchanged, with each #include "..." replaced
- *     ...                                once by the file it names, between line markers
+ *     ...                                by the file it names, between line markers
  *     # 1 "common/cpu/types.h"
  *     ...
  *     # 9 "gemm/gemm_cpu.c"
+ *
+ * A file that was included outside of any #if is left out from then on. One that is included inside
+ * an #if says nothing about later includes, so it is put in every time and its include guard does
+ * what it does everywhere else. A header's own guard is no such #if.
  *
  * That one text is what the compiler receives, `quern gen` prints and the artifact key hashes. A
  * template is looked for in the family's own sources, then QUERN_TEMPLATES, then the embedded ones;
@@ -25,14 +29,30 @@
 
 #define MAX_DEPTH 16
 #define MAX_FILES 64
+#define PATH_BYTES 96
+
+struct emitted_file {
+    char path[PATH_BYTES];
+    bool is_unconditional; /* it was included outside of any #if */
+    bool is_open;          /* it is being flattened now: including it again is a cycle */
+};
 
 struct emitter {
     struct quern_context *ctx;
     const struct quern_family *family;
     struct qn_text *out;
-    struct qn_text *files; /* "file.gemm/gemm_cpu.c=<hash>" lines of the key */
-    char seen[MAX_FILES][96];
-    int seen_count;
+    struct qn_text *key_files; /* "file.gemm/gemm_cpu.c=<hash>" lines of the key */
+    struct emitted_file files[MAX_FILES];
+    int file_count;
+    int depth;
+};
+
+/* One file while it is flattened. */
+struct reading {
+    const char *path;
+    int if_depth;        /* open #if, #ifdef, #ifndef */
+    int guard_depth;     /* 1 if the first directive is an #ifndef: an include guard */
+    bool is_conditional; /* the file itself was included inside an #if */
 };
 
 /* ---- Finding templates --------------------------------------------------------------------- */
@@ -82,25 +102,39 @@ static int find_template(struct emitter *emitter, const char *path, struct qn_te
 
 /* ---- Flattening ---------------------------------------------------------------------------- */
 
-static bool is_seen(struct emitter *emitter, const char *path)
+/* The file's entry, made if it is new; NULL past MAX_FILES. */
+static struct emitted_file *file_of(struct emitter *emitter, const char *path, bool *is_new)
 {
-    for (int i = 0; i < emitter->seen_count; i++) {
-        if (!strcmp(emitter->seen[i], path))
-            return true;
+    for (int i = 0; i < emitter->file_count; i++) {
+        if (!strcmp(emitter->files[i].path, path)) {
+            *is_new = false;
+            return &emitter->files[i];
+        }
     }
-    return false;
+    *is_new = true;
+    if (emitter->file_count == MAX_FILES || strlen(path) >= PATH_BYTES)
+        return NULL;
+    struct emitted_file *file = &emitter->files[emitter->file_count++];
+    strcpy(file->path, path);
+    return file;
 }
 
-/* `#include "name"` on a line of its own: copies the name. */
-static bool parse_include(const char *line, size_t bytes, char *name, size_t name_bytes)
+/* The directive of a line, blanks skipped: a pointer to its name, or NULL. */
+static const char *directive_of(const char *line, const char *end)
 {
-    const char *p = line, *end = line + bytes;
-    while (p < end && (*p == ' ' || *p == '\t'))
-        p++;
-    if (p == end || *p++ != '#')
-        return false;
-    while (p < end && (*p == ' ' || *p == '\t'))
-        p++;
+    while (line < end && (*line == ' ' || *line == '\t'))
+        line++;
+    if (line == end || *line++ != '#')
+        return NULL;
+    while (line < end && (*line == ' ' || *line == '\t'))
+        line++;
+    return line;
+}
+
+/* `include "name"`: copies the name. */
+static bool parse_include(const char *directive, const char *end, char *name, size_t name_bytes)
+{
+    const char *p = directive;
     if (end - p < 8 || strncmp(p, "include", 7))
         return false;
     for (p += 7; p < end && (*p == ' ' || *p == '\t');)
@@ -115,70 +149,98 @@ static bool parse_include(const char *line, size_t bytes, char *name, size_t nam
     return true;
 }
 
-static int flatten(struct emitter *emitter, const char *path, int depth);
+static void track_conditionals(struct reading *reading, const char *directive, bool is_first)
+{
+    if (!strncmp(directive, "if", 2)) {
+        reading->if_depth++;
+        if (is_first && !strncmp(directive, "ifndef", 6))
+            reading->guard_depth = 1;
+    } else if (!strncmp(directive, "endif", 5)) {
+        reading->if_depth--;
+    }
+}
+
+static int flatten(struct emitter *emitter, const char *path, bool is_conditional);
 
 /* Beside the includer first, then from the root of templates/. */
-static int flatten_include(struct emitter *emitter, const char *includer, const char *name,
-                           int depth)
+static int flatten_include(struct emitter *emitter, const struct reading *reading,
+                           const char *name)
 {
-    const char *slash = strrchr(includer, '/');
+    const char *slash = strrchr(reading->path, '/');
+    bool is_conditional = reading->is_conditional || reading->if_depth > reading->guard_depth;
     if (slash && !strchr(name, '/')) {
-        char beside[192];
-        snprintf(beside, sizeof(beside), "%.*s/%s", (int)(slash - includer), includer, name);
-        if (is_seen(emitter, beside))
-            return QUERN_OK;
-        int status = flatten(emitter, beside, depth);
+        char beside[2 * PATH_BYTES];
+        snprintf(beside, sizeof(beside), "%.*s/%s", (int)(slash - reading->path), reading->path,
+                 name);
+        int status = flatten(emitter, beside, is_conditional);
         if (status != QUERN_MISS)
             return status;
     }
-    if (is_seen(emitter, name))
-        return QUERN_OK;
-    int status = flatten(emitter, name, depth);
+    int status = flatten(emitter, name, is_conditional);
     if (status == QUERN_MISS)
-        return qn_fail(emitter->ctx, QUERN_INVALID, "template=%s: includes \"%s\", which is not "
-                       "among the templates", includer, name);
+        return qn_fail(emitter->ctx, QUERN_INVALID,
+                       "template=%s: includes \"%s\", which is not among the templates",
+                       reading->path, name);
     return status;
 }
 
-static int flatten_text(struct emitter *emitter, const char *path, const struct qn_text *text,
-                        int depth)
+static int flatten_text(struct emitter *emitter, struct reading *reading,
+                        const struct qn_text *text)
 {
     int line_number = 1;
-    qn_text_print(emitter->out, "# 1 \"%s\"\n", path);
+    bool is_first = true;
+    qn_text_print(emitter->out, "# 1 \"%s\"\n", reading->path);
     for (const char *line = text->data; line && *line; line_number++) {
         const char *newline = strchr(line, '\n');
-        size_t bytes = newline ? (size_t)(newline - line) : strlen(line);
-        char name[96];
-        if (parse_include(line, bytes, name, sizeof(name))) {
-            QN_TRY(flatten_include(emitter, path, name, depth + 1));
-            qn_text_print(emitter->out, "# %d \"%s\"\n", line_number + 1, path);
+        const char *end = newline ? newline : line + strlen(line);
+        const char *directive = directive_of(line, end);
+        char name[PATH_BYTES];
+        if (directive && parse_include(directive, end, name, sizeof(name))) {
+            QN_TRY(flatten_include(emitter, reading, name));
+            qn_text_print(emitter->out, "# %d \"%s\"\n", line_number + 1, reading->path);
         } else {
-            qn_text_append(emitter->out, line, bytes);
+            qn_text_append(emitter->out, line, (size_t)(end - line));
             qn_text_append(emitter->out, "\n", 1);
         }
-        line = newline ? newline + 1 : line + bytes;
+        if (directive) {
+            track_conditionals(reading, directive, is_first);
+            is_first = false;
+        }
+        line = newline ? newline + 1 : end;
     }
     return QUERN_OK;
 }
 
-/* QUERN_MISS if there is no such template. */
-static int flatten(struct emitter *emitter, const char *path, int depth)
+/* Puts in the file unless it is there already; QUERN_MISS if there is no such template. */
+static int flatten(struct emitter *emitter, const char *path, bool is_conditional)
 {
     struct qn_text text = { 0 };
     char hex[QN_KEY_HEX];
+    bool is_new;
     int status = find_template(emitter, path, &text);
     if (status)
         goto out;
-    if (depth > MAX_DEPTH || emitter->seen_count == MAX_FILES ||
-        strlen(path) >= sizeof(emitter->seen[0])) {
-        status = qn_fail(emitter->ctx, QUERN_INVALID, "template=%s: more than %d files, or nested "
-                         "deeper than %d", path, MAX_FILES, MAX_DEPTH);
+    struct emitted_file *file = file_of(emitter, path, &is_new);
+    if (!file || emitter->depth == MAX_DEPTH) {
+        status = qn_fail(emitter->ctx, QUERN_INVALID,
+                         "template=%s: more than %d files, nested deeper than %d, or a path of "
+                         "more than %d characters",
+                         path, MAX_FILES, MAX_DEPTH, PATH_BYTES - 1);
         goto out;
     }
-    strcpy(emitter->seen[emitter->seen_count++], path);
-    qn_key_hex(text.data ? text.data : "", text.bytes, hex);
-    qn_text_print(emitter->files, "file.%s=%s\n", path, hex);
-    status = flatten_text(emitter, path, &text, depth);
+    if (file->is_unconditional || file->is_open)
+        goto out;
+    if (is_new) {
+        qn_key_hex(text.data ? text.data : "", text.bytes, hex);
+        qn_text_print(emitter->key_files, "file.%s=%s\n", path, hex);
+    }
+    struct reading reading = { .path = path, .is_conditional = is_conditional };
+    file->is_unconditional = !is_conditional;
+    file->is_open = true;
+    emitter->depth++;
+    status = flatten_text(emitter, &reading, &text);
+    emitter->depth--;
+    file->is_open = false;
 out:
     qn_text_fini(&text);
     return status;
@@ -197,11 +259,11 @@ static int emit_unit(struct quern_context *ctx, const struct quern_family *famil
     emitter->ctx = ctx;
     emitter->family = family;
     emitter->out = &out;
-    emitter->files = files;
+    emitter->key_files = files;
     for (int i = 0; i < step->define_count; i++)
         qn_text_print(&out, "#define %s %s\n", step->defines[i].name, step->defines[i].value);
     unit->body = out.bytes;
-    status = flatten(emitter, step->source, 0);
+    status = flatten(emitter, step->source, false);
     if (status == QUERN_MISS)
         status = qn_fail(ctx, QUERN_INVALID, "template=%s: not among the templates", step->source);
     if (!status && (out.is_failed || files->is_failed))

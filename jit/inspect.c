@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "jit/build.h"
+#include "jit/device.h"
 #include "jit/plan.h"
 #include "jit/target.h"
 
@@ -299,14 +300,9 @@ int quern_doctor(struct quern_context *ctx,
                               const char *value),
                  void *user)
 {
-    struct qn_backend_options options;
-    char text[64];
-    qn_backend_options(ctx, &options);
-    qn_backend_cpu.doctor(&options, ctx->backend == &qn_backend_cpu ? ctx->device : NULL, fact,
-                          user);
-    fact(user, "cuda", "usable", "no");
-    fact(user, "cuda", "reason", "this build has no CUDA backend");
     struct qn_store_counters counters = { 0 };
+    char text[64];
+    qn_devices_doctor(ctx, fact, user);
     qn_store_counters(ctx->store, &counters);
     fact(user, "cache", "usable", "yes");
     fact(user, "cache", "path", qn_store_path(ctx->store));

@@ -13,6 +13,7 @@
  *                                              profile=...
  */
 #include <stdlib.h>
+#include <string.h>
 
 #include "jit/emit.h"
 #include "jit/target.h"
@@ -31,7 +32,8 @@ int qn_artifact_key(struct quern_context *ctx, const struct quern_step *step,
                   target_text, options);
     for (int i = 0; i < step->define_count; i++)
         qn_text_print(&text, "define.%s=%s\n", step->defines[i].name, step->defines[i].value);
-    qn_text_print(&text, "%ssource=%s\n", files, hex);
+    qn_text_append(&text, files, strlen(files));
+    qn_text_print(&text, "source=%s\n", hex);
     if (text.is_failed) {
         qn_text_fini(&text);
         return qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");

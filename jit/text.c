@@ -5,36 +5,46 @@
 #include <stdlib.h>
 #include <string.h>
 
-void qn_text_append(struct qn_text *text, const void *data, size_t bytes)
+/* Room for `bytes` more and the terminator. */
+static bool reserve(struct qn_text *text, size_t bytes)
 {
-    if (text->is_failed)
-        return;
-    if (text->bytes + bytes + 1 > text->capacity) {
-        size_t capacity = (text->bytes + bytes + 1) * 2;
-        char *grown = realloc(text->data, capacity);
-        if (!grown) {
-            text->is_failed = true;
-            return;
-        }
+    if (text->is_failed || text->bytes + bytes + 1 <= text->capacity)
+        return !text->is_failed;
+    size_t capacity = (text->bytes + bytes + 1) * 2;
+    char *grown = realloc(text->data, capacity);
+    text->is_failed = !grown;
+    if (grown) {
         text->data = grown;
         text->capacity = capacity;
     }
+    return grown != NULL;
+}
+
+void qn_text_append(struct qn_text *text, const void *data, size_t bytes)
+{
+    if (!reserve(text, bytes))
+        return;
     memcpy(text->data + text->bytes, data, bytes);
     text->bytes += bytes;
     text->data[text->bytes] = '\0';
 }
 
+static void append_formatted(struct qn_text *text, const char *format, va_list arguments)
+{
+    va_list again;
+    va_copy(again, arguments);
+    int bytes = vsnprintf(NULL, 0, format, arguments);
+    if (bytes >= 0 && reserve(text, (size_t)bytes))
+        text->bytes += (size_t)vsnprintf(text->data + text->bytes, (size_t)bytes + 1, format, again);
+    va_end(again);
+}
+
 void qn_text_print(struct qn_text *text, const char *format, ...)
 {
-    char line[1024];
     va_list arguments;
     va_start(arguments, format);
-    int bytes = vsnprintf(line, sizeof(line), format, arguments);
+    append_formatted(text, format, arguments);
     va_end(arguments);
-    if (bytes < 0 || bytes >= (int)sizeof(line))
-        text->is_failed = true;
-    else
-        qn_text_append(text, line, (size_t)bytes);
 }
 
 void qn_text_fini(struct qn_text *text)

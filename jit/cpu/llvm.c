@@ -194,9 +194,9 @@ static int library_open(struct qn_llvm *llvm, struct quern_message *why)
         llvm->library = NULL;
     }
     if (missing)
-        return QN_CPU_FAIL(LOAD, why, "llvm=libLLVM: has no %s; LLVM 19 or newer is needed",
+        return QN_CPU_FAIL(DEVICE, why, "llvm=libLLVM: has no %s; LLVM 19 or newer is needed",
                            missing);
-    return QN_CPU_FAIL(LOAD, why,
+    return QN_CPU_FAIL(DEVICE, why,
                        "llvm=libLLVM.so.19.1: not found; install it (apt-get install libllvm19)");
 }
 
@@ -208,7 +208,8 @@ static int jit_open(struct qn_llvm *llvm, struct quern_message *why)
     error_ref error = llvm->call.jit_create(&llvm->jit, NULL);
     if (error) {
         llvm->jit = NULL;
-        return fail(llvm, "no linker for this machine", error, why);
+        fail(llvm, "no linker for this machine", error, why);
+        return QUERN_DEVICE;
     }
     llvm->session = llvm->call.jit_session(llvm->jit);
     llvm->call.session_set_reporter(llvm->session, keep_report, llvm);

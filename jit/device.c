@@ -1,0 +1,148 @@
+/* Devices: a context runs on one, and compiles for any kind that this build has a backend for.
+ *
+ *     backends[]   preferred first: the default device is the first that opens
+ *     ctx->device  what runs
+ *     ctx->compilers[kind]   the other kinds' backends, opened without a device when first asked for
+ *
+ * A new backend is one more line in the table.
+ */
+#include "jit/device.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "jit/profile.h"
+#include "jit/target.h"
+
+static const struct qn_backend *const backends[] = { &qn_backend_cpu };
+enum { BACKEND_COUNT = sizeof(backends) / sizeof(backends[0]) };
+
+/* Kinds by name, also those that this build lacks. */
+static const char *const kind_names[QN_DEVICE_KINDS] = { [QUERN_CPU] = "cpu",
+                                                         [QUERN_CUDA] = "cuda" };
+
+static const struct qn_backend *backend_of(enum quern_device_kind kind)
+{
+    for (int i = 0; i < BACKEND_COUNT; i++) {
+        if (backends[i]->kind == kind)
+            return backends[i];
+    }
+    return NULL;
+}
+
+/* "cuda:1" -> the kind and 1; the ordinal of a bare name is 0. */
+static int parse_device(const char *name, enum quern_device_kind *kind, int *ordinal,
+                        struct quern_message *why)
+{
+    size_t length = strcspn(name, ":");
+    for (int k = 0; k < QN_DEVICE_KINDS; k++) {
+        if (strlen(kind_names[k]) != length || strncmp(kind_names[k], name, length))
+            continue;
+        char *end = NULL;
+        long number = name[length] ? strtol(name + length + 1, &end, 10) : 0;
+        bool is_number = !name[length] || (end != name + length + 1 && !*end);
+        if (!is_number || number < 0 || number > 1023 || (k == QUERN_CPU && name[length]))
+            break;
+        *kind = (enum quern_device_kind)k;
+        *ordinal = (int)number;
+        return QUERN_OK;
+    }
+    return quern_refuse(why, "device=%s: must be cpu, cuda or cuda:N", name);
+}
+
+static int open_backend(struct quern_context *ctx, const struct qn_backend *backend, int ordinal,
+                        struct qn_device **device, struct quern_message *why)
+{
+    struct qn_backend_options options;
+    qn_backend_options(ctx, &options);
+    options.ordinal = ordinal;
+    return backend->open(&options, device, why);
+}
+
+static int open_named(struct quern_context *ctx, const char *name)
+{
+    enum quern_device_kind kind = QUERN_CPU;
+    struct quern_message why;
+    int ordinal = 0;
+    if (parse_device(name, &kind, &ordinal, &why))
+        return qn_fail_why(ctx, QUERN_INVALID, &why);
+    ctx->backend = backend_of(kind);
+    if (!ctx->backend)
+        return qn_fail(ctx, QUERN_DEVICE, "device=%s: this build has no backend for it", name);
+    int status = open_backend(ctx, ctx->backend, ordinal, &ctx->device, &why);
+    return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
+}
+
+static int open_first(struct quern_context *ctx)
+{
+    struct quern_message why;
+    int status = QUERN_DEVICE;
+    for (int i = 0; i < BACKEND_COUNT && status; i++) {
+        ctx->backend = backends[i];
+        status = open_backend(ctx, ctx->backend, 0, &ctx->device, &why);
+    }
+    return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
+}
+
+int qn_device_open(struct quern_context *ctx)
+{
+    struct quern_message why;
+    QN_TRY(ctx->options.device ? open_named(ctx, ctx->options.device) : open_first(ctx));
+    ctx->backend->describe(ctx->device, &ctx->target, &ctx->profile);
+    if (ctx->options.profile && qn_profile_find(ctx->options.profile, &ctx->profile, &why))
+        return qn_fail_why(ctx, QUERN_INVALID, &why);
+    return QUERN_OK;
+}
+
+void qn_devices_close(struct quern_context *ctx)
+{
+    if (ctx->device)
+        ctx->backend->close(ctx->device);
+    for (int k = 0; k < QN_DEVICE_KINDS; k++) {
+        if (ctx->compilers[k])
+            backend_of((enum quern_device_kind)k)->close(ctx->compilers[k]);
+    }
+}
+
+int qn_device_for(struct quern_context *ctx, const struct quern_target *target,
+                  const struct qn_backend **backend, struct qn_device **device)
+{
+    struct quern_message why;
+    int status = QUERN_OK;
+    *backend = backend_of(target->kind);
+    if (!*backend) {
+        char text[96];
+        qn_target_format(target, text, sizeof(text));
+        return qn_fail(ctx, QUERN_UNSUPPORTED, "target=%s: this build has no backend for it", text);
+    }
+    if (*backend == ctx->backend) {
+        *device = ctx->device;
+        return QUERN_OK;
+    }
+    pthread_mutex_lock(&ctx->lock);
+    struct qn_device **compiler = &ctx->compilers[target->kind];
+    if (!*compiler)
+        status = open_backend(ctx, *backend, -1, compiler, &why);
+    *device = *compiler;
+    pthread_mutex_unlock(&ctx->lock);
+    return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
+}
+
+void qn_devices_doctor(struct quern_context *ctx,
+                       void (*fact)(void *user, const char *section, const char *name,
+                                    const char *value),
+                       void *user)
+{
+    struct qn_backend_options options;
+    qn_backend_options(ctx, &options);
+    for (int k = 0; k < QN_DEVICE_KINDS; k++) {
+        const struct qn_backend *backend = backend_of((enum quern_device_kind)k);
+        if (backend) {
+            backend->doctor(&options, backend == ctx->backend ? ctx->device : NULL, fact, user);
+        } else {
+            fact(user, kind_names[k], "usable", "no");
+            fact(user, kind_names[k], "reason", "this build has no backend for it");
+        }
+    }
+}

@@ -220,6 +220,8 @@ static void choose_cores(struct run *run)
     };
     const char *given = getenv("OPENBLAS_CORETYPE");
     for (size_t i = 0; i < sizeof names / sizeof *names && !given; i++) {
+        if (i && !(run->core_s[0] > 0))
+            return; /* there is no OpenBLAS */
         snprintf(run->trial, sizeof run->trial, "%s", names[i]);
         run_part(run, "OpenBLAS core types", 60, part_core_trial, NULL);
     }
@@ -380,17 +382,21 @@ static void measure_all_starts(struct run *run, double *warm_kb)
 {
     static const char *const where[2] = { "new process, warm cache", "first call, empty cache" };
     char cache[96], who[96];
-    double worst_s[2] = { -1, -1 }, worst_wall_s = -1;
+    double worst_s[2] = { -1, -1 }, worst_result_s = -1;
     struct starts starts;
     for (int i = 0; i < 2 * START_SPECS; i++) {
         const char *text = start_specs[i / 2];
         int is_cold = !(i % 2), count = is_cold ? 10 : 20;
         snprintf(cache, sizeof cache, "%s/start%d.db", run->directory, i / 2);
-        if (measure_starts(&starts, cache, text, run->is_quick ? 5 : count, is_cold))
-            return;
+        if (measure_starts(&starts, cache, text, run->is_quick ? 5 : count, is_cold)) {
+            worst_s[0] = worst_s[1] = worst_result_s = -1e-3;
+            break;
+        }
         snprintf(who, sizeof who, "%s, %s", is_cold ? "first" : "warm", text + 5);
         add_start_detail(run, where[is_cold], who, starts.main_s, starts.count);
-        add_start_detail(run, where[is_cold], "  whole process, seen from outside", starts.wall_s,
+        add_start_detail(run, where[is_cold], "  from fork and exec on, seen from outside",
+                         starts.result_s, starts.count);
+        add_start_detail(run, where[is_cold], "  until the process was gone", starts.wall_s,
                          starts.count);
         add_start_detail(run, where[is_cold], "  its processor time, all threads", starts.cpu_s,
                          starts.count);
@@ -402,13 +408,13 @@ static void measure_all_starts(struct run *run, double *warm_kb)
                      where[is_cold], starts.wrong_artifact, starts.count);
         worst_s[is_cold] = fmax(worst_s[is_cold], median_of(starts.main_s, starts.count));
         if (!is_cold) {
-            worst_wall_s = fmax(worst_wall_s, median_of(starts.wall_s, starts.count));
+            worst_result_s = fmax(worst_result_s, median_of(starts.result_s, starts.count));
             *warm_kb = fmax(*warm_kb, median_of(starts.rss_kb, starts.count));
         }
     }
     judge_most(add_figure(&run->results, where[1]), worst_s[1] * 1e3, 200, "ms");
     judge_most(add_figure(&run->results, where[0]), worst_s[0] * 1e3, 20, "ms");
-    judge_most(add_figure(&run->results, "  the whole process, exec to exit"), worst_wall_s * 1e3,
+    judge_most(add_figure(&run->results, "  the same, from fork and exec on"), worst_result_s * 1e3,
                20, "ms");
 }
 

@@ -234,7 +234,7 @@ static double peak_measure(struct peak peak, int threads, double seconds)
     int64_t rounds = 1 << 12;
     if (!peak.run)
         return 0;
-    while (fmin(peak_once_s(peak, threads, rounds), peak_once_s(peak, threads, rounds)) < 0.01)
+    while (peak_once_s(peak, 1, rounds) < 0.01)
         rounds *= 2;
     for (double begin = now_s(); best <= 0 || now_s() - begin < seconds;) {
         double once = peak_once_s(peak, threads, rounds);

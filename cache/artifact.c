@@ -5,9 +5,12 @@
  *
  *     row of key (and compiler), id < last       none -> a miss
  *       |  text is another, and hashes to this key: a collision, somebody else's row -> next
- *       |  text does not hash to this key, or the blob not to blob_hash: damaged -> delete, next
+ *       |  text does not hash to this key, or the row not to blob_hash: damaged -> delete, next
  *       |  accept says no -> next
  *     a hit
+ *
+ * blob_hash covers text, compiler and blob, so that a blob under another row's name is as damaged
+ * as one with a flipped bit. It finds accidents: whoever can write the file can hash, too.
  *
  * A damaged row is deleted and counted, not kept in a table of its own: its bytes are of no use,
  * they are in a file whose contents get executed, and the next build makes the row again. The
@@ -68,6 +71,18 @@ static void take_row(struct qn_query *query, struct row *row)
 
 /* ---- Damage ---- */
 
+/* The hash of three hashes: no end of one part can pass for the beginning of the next. */
+static void hash_blob(const struct qn_artifact *artifact, char hash[QN_KEY_HEX])
+{
+    const char *compiler = artifact->compiler ? artifact->compiler : "";
+    char parts[3][QN_KEY_HEX];
+
+    qn_key_hex(artifact->text, strlen(artifact->text), parts[0]);
+    qn_key_hex(compiler, strlen(compiler), parts[1]);
+    qn_key_hex(artifact->blob, artifact->blob_bytes, parts[2]);
+    qn_key_hex(parts, sizeof parts, hash);
+}
+
 static int is_of_key(const struct qn_artifact *artifact)
 {
     char key[QN_KEY_HEX];
@@ -80,7 +95,7 @@ static int is_sound(const struct row *row)
 {
     char hash[QN_KEY_HEX];
 
-    qn_key_hex(row->artifact.blob, row->artifact.blob_bytes, hash);
+    hash_blob(&row->artifact, hash);
     return !strcmp(hash, row->blob_hash) && is_of_key(&row->artifact);
 }
 
@@ -90,9 +105,8 @@ static void remove_damaged(struct qn_store *store, const struct row *row)
     struct qn_db *db = qn_db_take(store, QN_WRITE);
 
     qn_store_damaged(store, "artifact", row->artifact.key);
-    if (!db) {
+    if (!db)
         return;
-    }
     qn_db_begin(db);
     struct qn_query query = qn_query(db, sql);
     qn_bind_int(&query, row->id);
@@ -100,6 +114,32 @@ static void remove_damaged(struct qn_store *store, const struct row *row)
     qn_counter_add(db, "damaged", 1);
     qn_db_commit(db);
     qn_db_give(db);
+}
+
+/* A store that may not be written keeps the row, and says so all the same. */
+int qn_artifact_drop(struct qn_store *store, const struct qn_artifact *artifact)
+{
+    static const char sql[] = "DELETE FROM artifact WHERE key = ? AND compiler = ? AND blob = ?";
+    struct qn_db *db = qn_db_take(store, QN_WRITE);
+
+    if (!db) {
+        qn_store_unloadable(store, artifact->key);
+        return QN_STORE_MISS;
+    }
+    qn_db_begin(db);
+    struct qn_query query = qn_query(db, sql);
+    qn_bind_text(&query, artifact->key);
+    qn_bind_text(&query, artifact->compiler);
+    qn_bind_blob(&query, artifact->blob, artifact->blob_bytes);
+    qn_run(&query);
+    int is_dropped = qn_db_changes(db) > 0;
+    if (is_dropped)
+        qn_counter_add(db, "damaged", 1);
+    qn_db_commit(db);
+    int status = qn_db_give(db);
+    if (is_dropped || status != QN_STORE_OK)
+        qn_store_unloadable(store, artifact->key);
+    return is_dropped ? status : QN_STORE_MISS;
 }
 
 /* ---- Finding ---- */
@@ -116,24 +156,21 @@ static int next_candidate(struct qn_store *store, const char *key, const char *c
     int is_found = 0;
 
     memset(row, 0, sizeof *row);
-    if (!db) {
+    if (!db)
         return 0;
-    }
     struct qn_query query = qn_query(db, compiler ? one : any);
     qn_bind_text(&query, key);
     qn_bind_int(&query, before);
-    if (compiler) {
+    if (compiler)
         qn_bind_text(&query, compiler);
-    }
     if (qn_step(&query)) {
         take_row(&query, row);
         row->artifact.blob = qn_take_blob(&query, &row->artifact.blob_bytes);
         is_found = 1;
     }
     qn_end(&query);
-    if (qn_db_give(db) != QN_STORE_OK) {
+    if (qn_db_give(db) != QN_STORE_OK)
         is_found = 0;
-    }
     return is_found;
 }
 
@@ -185,7 +222,7 @@ static void insert(struct qn_db *db, const struct qn_artifact *artifact)
     struct qn_query query = qn_query(db, sql);
 
     qn_key_hex(artifact->text, strlen(artifact->text), key);
-    qn_key_hex(artifact->blob, artifact->blob_bytes, blob_hash);
+    hash_blob(artifact, blob_hash);
     qn_bind_text(&query, key);
     qn_bind_text(&query, artifact->text);
     qn_bind_text(&query, artifact->compiler);
@@ -209,9 +246,8 @@ int qn_artifact_put(struct qn_store *store, const struct qn_artifact *artifact)
 {
     struct qn_db *db = qn_db_take(store, QN_WRITE);
 
-    if (!db) {
+    if (!db)
         return QN_STORE_MISS;
-    }
     struct qn_tally_batch batch = qn_tally_take(qn_store_tally(store));
     qn_db_begin(db);
     insert(db, artifact);
@@ -238,17 +274,15 @@ static int next_listed(struct qn_store *store, const char *prefix, int64_t after
 
     memset(row, 0, sizeof *row);
     *status = QN_STORE_MISS;
-    if (!db) {
+    if (!db)
         return 0;
-    }
     struct qn_query query = qn_query(db, has_blob ? whole : plain);
     qn_bind_int(&query, after);
     qn_bind_text(&query, prefix);
     if (qn_step(&query)) {
         take_row(&query, row);
-        if (has_blob) {
+        if (has_blob)
             row->artifact.blob = qn_take_blob(&query, &row->artifact.blob_bytes);
-        }
         is_found = 1;
     }
     qn_end(&query);
@@ -268,9 +302,8 @@ int qn_artifact_each(struct qn_store *store, const char *key_prefix,
         is_ended = visit(user, &row.artifact);
         qn_artifact_fini(&row.artifact);
     }
-    if (!is_ended) {
+    if (!is_ended)
         qn_artifact_fini(&row.artifact);
-    }
     return status;
 }
 
@@ -280,15 +313,13 @@ static int check_file(struct qn_store *store)
     static const char sql[] = "PRAGMA quick_check(1)";
     struct qn_db *db = qn_db_take(store, QN_READ);
 
-    if (!db) {
+    if (!db)
         return QN_STORE_MISS;
-    }
     struct qn_query query = qn_query(db, sql);
     if (qn_step(&query)) {
         char *verdict = qn_take_text(&query);
-        if (verdict && strcmp(verdict, "ok")) {
+        if (verdict && strcmp(verdict, "ok"))
             qn_db_fail(db, SQLITE_CORRUPT);
-        }
         free(verdict);
     }
     qn_end(&query);

@@ -1,7 +1,7 @@
 /* A new store: built beside its place and renamed into it, so that nobody ever sees half of one.
  *
  *   1. remove what is left beside the place: a -wal of a file that somebody deleted would be
- *      replayed into the new one
+ *      replayed into the new one, and so would one that another user put there
  *   2. PATH.new: made with mode 0600, schema, then WAL; closed, which leaves one file
  *   3. one fsync, in place of one a statement: a file of this name that a power cut leaves half
  *      written would be a damaged store
@@ -13,40 +13,42 @@
  */
 #include "cache/db.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <unistd.h>
 
-static void remove_beside(const struct qn_place *place, const char *suffix)
+/* 0: it is not there any more. */
+static int remove_beside(const struct qn_place *place, const char *suffix)
 {
     char *name = qn_place_beside(place, suffix);
+    int rc = name && (unlink(name) == 0 || errno == ENOENT) ? 0 : -1;
+    int code = errno;
 
-    if (name) {
-        unlink(name);
-    }
     free(name);
+    errno = code;
+    return rc;
 }
 
 /* WAL needs memory that all users of the file share: not so on a network file system. */
 static int fill(const struct qn_place *place, const char *name, char *error, size_t error_bytes)
 {
     sqlite3 *sqlite = NULL;
-    int rc = sqlite3_open_v2(name, &sqlite, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOFOLLOW, NULL);
+    int rc =
+        sqlite3_open_v2(name, &sqlite, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOFOLLOW, QN_DB_VFS);
 
-    if (!rc) {
+    if (!rc)
         rc = qn_db_script(sqlite, "PRAGMA synchronous = OFF");
-    }
-    if (!rc) {
+    if (!rc)
         rc = qn_db_script(sqlite, qn_schema_sql);
-    }
-    if (!rc && !place->is_network) {
+    if (!rc && !place->is_network)
         rc = qn_db_script(sqlite, "PRAGMA journal_mode = WAL");
-    }
-    if (rc) {
+    if (!rc && !qn_db_is_journal_private(sqlite))
+        rc = SQLITE_PERM; /* put there since step 1 */
+    if (rc)
         snprintf(error, error_bytes, "cache=%s: cannot be created: %s", place->path,
-                 sqlite ? sqlite3_errmsg(sqlite) : sqlite3_errstr(rc));
-    }
+                 rc == sqlite3_errcode(sqlite) ? sqlite3_errmsg(sqlite) : sqlite3_errstr(rc));
     int closed = sqlite3_close(sqlite);
     return rc ? rc : closed;
 }
@@ -55,26 +57,27 @@ int qn_db_create(const struct qn_place *place, char *error, size_t error_bytes)
 {
     static const char *const stale[] = { "-wal",         "-shm",     "-journal", ".new",
                                          ".new-journal", ".new-wal", ".new-shm" };
-    char *name = qn_place_beside(place, ".new");
     int rc = SQLITE_NOMEM;
 
     for (size_t i = 0; i < sizeof stale / sizeof *stale; i++) {
-        remove_beside(place, stale[i]);
+        if (remove_beside(place, stale[i])) {
+            snprintf(error, error_bytes, "cache=%s: cannot be created: %s%s cannot be removed: %m",
+                     place->path, place->path, stale[i]);
+            return SQLITE_IOERR;
+        }
     }
+    char *name = qn_place_beside(place, ".new");
     int fd = name ? open(name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600) : -1;
-    if (fd >= 0) {
+    if (fd >= 0)
         rc = fill(place, name, error, error_bytes);
-    }
     if (fd < 0 || (!rc && (fsync(fd) || rename(name, place->real)))) {
         rc = SQLITE_IOERR;
         snprintf(error, error_bytes, "cache=%s: cannot be created: %m", place->path);
     }
-    if (fd >= 0) {
+    if (fd >= 0)
         close(fd);
-    }
-    if (rc) {
+    if (rc)
         remove_beside(place, ".new");
-    }
     free(name);
     return rc;
 }

@@ -4,10 +4,12 @@
  *
  *   1. the caller has looked at the file from outside (place.c)
  *   2. sqlite3_open_v2: opens the descriptor and reads nothing that matters
- *   3. the header, 100 bytes read through SQLite's own descriptor, without a lock: is it an SQLite
+ *   3. is that descriptor the file that was looked at?
+ *   4. the header, 100 bytes read through SQLite's own descriptor, without a lock: is it an SQLite
  *      file, is it ours, of a version that we know? If not, nothing has been written or made
- *   4. settings of the connection
- *   5. a first read: recovers a -wal left by a killed process, finds a truncated file
+ *   5. settings of the connection
+ *   6. a first read: recovers a -wal left by a killed process, finds a truncated file
+ *   7. is the -wal that was opened by 6 the user's? Until then nothing of it gets into the file
  *
  * Invariants: a connection is used by one thread at a time (store.c lends it), so SQLite runs
  * without mutexes of its own; every statement is reset before the connection is given back, so that
@@ -38,9 +40,8 @@ static char *immutable_uri(const char *path)
     char *uri = malloc(3 * strlen(path) + sizeof "file:?immutable=1");
     char *end = uri;
 
-    if (!uri) {
+    if (!uri)
         return NULL;
-    }
     end = stpcpy(end, "file:");
     for (const unsigned char *c = (const unsigned char *)path; *c; c++) {
         if (strchr("%?#", *c)) {
@@ -67,18 +68,67 @@ static int is_immutable(const struct qn_place *place)
 
 static int open_handle(const struct qn_place *place, sqlite3 **sqlite)
 {
-    if (!place->real) {
+    if (!place->real)
         return sqlite3_open_v2(":memory:", sqlite, SQLITE_OPEN_READWRITE | SQLITE_OPEN_NOMUTEX,
-                               NULL);
-    }
+                               QN_DB_VFS);
     int flags = SQLITE_OPEN_NOMUTEX | SQLITE_OPEN_NOFOLLOW;
     char *uri = is_immutable(place) ? immutable_uri(place->real) : NULL;
 
     flags |= place->is_read_only ? SQLITE_OPEN_READONLY : SQLITE_OPEN_READWRITE;
     flags |= uri ? SQLITE_OPEN_URI : 0;
-    int rc = sqlite3_open_v2(uri ? uri : place->real, sqlite, flags, NULL);
+    int rc = sqlite3_open_v2(uri ? uri : place->real, sqlite, flags, QN_DB_VFS);
     free(uri);
     return rc;
+}
+
+/* How every file of SQLite's "unix" VFS begins (struct unixFile in its os_unix.c, since 2011). No
+ * file control hands out the descriptor. SQLITE_FCNTL_HAS_MOVED asks by name and so can be raced,
+ * and a descriptor of our own would drop locks (place.c). */
+struct unix_file {
+    const sqlite3_io_methods *methods; /* NULL: not open */
+    sqlite3_vfs *vfs;
+    void *inode;
+    int fd;
+};
+
+/* The descriptor of the file that a SQLITE_FCNTL_..._POINTER names. 0: it is not open. -1: its
+ * struct is not as above, which a pointer that SQLite tells us as well gives away. */
+static int descriptor_of(sqlite3 *sqlite, int which)
+{
+    sqlite3_file *file = NULL;
+    sqlite3_vfs *vfs = NULL;
+
+    sqlite3_file_control(sqlite, "main", which, &file);
+    sqlite3_file_control(sqlite, "main", SQLITE_FCNTL_VFS_POINTER, &vfs);
+    if (!file || !file->pMethods)
+        return 0;
+    const struct unix_file *known = (const void *)file;
+    return known->vfs == vfs && known->fd > 0 ? known->fd : -1;
+}
+
+int qn_db_is_journal_private(sqlite3 *sqlite)
+{
+    int fd = descriptor_of(sqlite, SQLITE_FCNTL_JOURNAL_POINTER);
+
+    return !fd || qn_place_is_private(fd);
+}
+
+/* BUSY: the next look finds out what is there now, and refuses it or not. */
+static enum qn_open_status check_descriptor(const struct qn_place *place, sqlite3 *sqlite,
+                                            char *error, size_t error_bytes)
+{
+    int fd = descriptor_of(sqlite, SQLITE_FCNTL_FILE_POINTER);
+
+    if (fd <= 0) {
+        snprintf(error, error_bytes, "cache=%s: SQLite does not say which file it opened",
+                 place->path);
+        return QN_OPEN_FAILED;
+    }
+    if (!qn_place_is_seen(place, fd)) {
+        snprintf(error, error_bytes, "cache=%s: was replaced while it was opened", place->path);
+        return QN_OPEN_BUSY;
+    }
+    return QN_OPEN_DONE;
 }
 
 static uint32_t big_endian(const unsigned char *bytes)
@@ -138,7 +188,21 @@ static int configure(sqlite3 *sqlite)
     sqlite3_db_config(sqlite, SQLITE_DBCONFIG_TRUSTED_SCHEMA, 0, NULL);
     sqlite3_db_config(sqlite, SQLITE_DBCONFIG_ENABLE_TRIGGER, 0, NULL);
     sqlite3_db_config(sqlite, SQLITE_DBCONFIG_ENABLE_VIEW, 0, NULL);
+    sqlite3_db_config(sqlite, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 1, NULL); /* check_journal() */
     return qn_db_script(sqlite, "PRAGMA synchronous = NORMAL; PRAGMA cell_size_check = ON;");
+}
+
+/* After the first read. Others can put a -wal of theirs beside a store in /tmp after the look. */
+static enum qn_open_status check_journal(const struct qn_place *place, sqlite3 *sqlite, char *error,
+                                         size_t error_bytes)
+{
+    if (!qn_db_is_journal_private(sqlite)) {
+        snprintf(error, error_bytes, "cache=%s: its -wal was replaced while it was opened",
+                 place->path);
+        return QN_OPEN_BUSY;
+    }
+    sqlite3_db_config(sqlite, SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, 0, NULL);
+    return QN_OPEN_DONE;
 }
 
 static enum qn_open_status status_of(int rc)
@@ -169,42 +233,38 @@ enum qn_open_status qn_db_open(const struct qn_place *place, struct qn_db **db, 
     }
     int rc = open_handle(place, &made->sqlite);
     if (!rc && place->real) {
-        status = check_header(place, made->sqlite, error, error_bytes);
-        if (status != QN_OPEN_DONE) {
+        status = check_descriptor(place, made->sqlite, error, error_bytes);
+        if (status == QN_OPEN_DONE)
+            status = check_header(place, made->sqlite, error, error_bytes);
+        if (status != QN_OPEN_DONE)
             goto out;
-        }
     }
-    if (!rc) {
+    if (!rc)
         rc = configure(made->sqlite);
-    }
-    if (!rc && !place->real) {
+    if (!rc && !place->real)
         rc = qn_db_script(made->sqlite, qn_schema_sql);
-    }
-    if (!rc) {
+    if (!rc)
         rc = qn_db_script(made->sqlite, "SELECT count(*) FROM sqlite_schema;");
-    }
     status = status_of(rc);
-    if (status != QN_OPEN_DONE) {
+    if (status != QN_OPEN_DONE)
         snprintf(error, error_bytes, "cache=%s: cannot be opened: %s", place->path,
                  made->sqlite ? sqlite3_errmsg(made->sqlite) : sqlite3_errstr(rc));
-    }
+    else if (place->real)
+        status = check_journal(place, made->sqlite, error, error_bytes);
 out:
-    if (status != QN_OPEN_DONE) {
+    if (status != QN_OPEN_DONE)
         qn_db_close(made);
-    } else {
+    else
         *db = made;
-    }
     return status;
 }
 
 void qn_db_close(struct qn_db *db)
 {
-    if (!db) {
+    if (!db)
         return;
-    }
-    for (int i = 0; i < db->statement_count; i++) {
+    for (int i = 0; i < db->statement_count; i++)
         sqlite3_finalize(db->statements[i].stmt);
-    }
     sqlite3_close(db->sqlite);
     free(db);
 }
@@ -232,26 +292,28 @@ void qn_db_begin(struct qn_db *db)
     qn_run(&query);
 }
 
+int qn_db_changes(const struct qn_db *db)
+{
+    return db->rc ? 0 : sqlite3_changes(db->sqlite);
+}
+
 void qn_db_commit(struct qn_db *db)
 {
     static const char sql[] = "COMMIT";
     struct qn_query query = qn_query(db, sql);
 
     qn_run(&query);
-    if (!sqlite3_get_autocommit(db->sqlite)) {
+    if (!sqlite3_get_autocommit(db->sqlite))
         qn_db_script(db->sqlite, "ROLLBACK");
-    }
 }
 
 /* ---- Statements ---- */
 
 static sqlite3_stmt *prepared(struct qn_db *db, const char *sql)
 {
-    for (int i = 0; i < db->statement_count; i++) {
-        if (db->statements[i].sql == sql) {
+    for (int i = 0; i < db->statement_count; i++)
+        if (db->statements[i].sql == sql)
             return db->statements[i].stmt;
-        }
-    }
     sqlite3_stmt *stmt = NULL;
     int rc = db->statement_count == QN_DB_STATEMENTS
                  ? SQLITE_MISUSE
@@ -274,53 +336,46 @@ struct qn_query qn_query(struct qn_db *db, const char *sql)
 
 static void bound(struct qn_query *query, int rc)
 {
-    if (rc) {
+    if (rc)
         qn_db_fail(query->db, rc);
-    }
 }
 
 /* STATIC: whatever is bound outlives the query, which ends before its caller returns. */
 void qn_bind_text(struct qn_query *query, const char *text)
 {
-    if (query->stmt) {
+    if (query->stmt)
         bound(query, sqlite3_bind_text(query->stmt, ++query->parameter, text ? text : "", -1,
                                        SQLITE_STATIC));
-    }
 }
 
 void qn_bind_int(struct qn_query *query, int64_t value)
 {
-    if (query->stmt) {
+    if (query->stmt)
         bound(query, sqlite3_bind_int64(query->stmt, ++query->parameter, value));
-    }
 }
 
 void qn_bind_real(struct qn_query *query, double value)
 {
-    if (query->stmt) {
+    if (query->stmt)
         bound(query, sqlite3_bind_double(query->stmt, ++query->parameter, value));
-    }
 }
 
 /* An empty blob is bound as one: a NULL pointer would make it NULL. */
 void qn_bind_blob(struct qn_query *query, const void *bytes, size_t size)
 {
-    if (query->stmt) {
+    if (query->stmt)
         bound(query, sqlite3_bind_blob64(query->stmt, ++query->parameter, size ? bytes : "", size,
                                          SQLITE_STATIC));
-    }
 }
 
 int qn_step(struct qn_query *query)
 {
-    if (!query->stmt || query->db->rc) {
+    if (!query->stmt || query->db->rc)
         return 0;
-    }
     int rc = sqlite3_step(query->stmt);
     query->column = 0;
-    if (rc != SQLITE_ROW && rc != SQLITE_DONE) {
+    if (rc != SQLITE_ROW && rc != SQLITE_DONE)
         qn_db_fail(query->db, rc);
-    }
     return rc == SQLITE_ROW;
 }
 
@@ -349,9 +404,8 @@ static void *copied(struct qn_query *query, const void *bytes, size_t size)
         qn_db_fail(query->db, SQLITE_NOMEM);
         return NULL;
     }
-    if (size) {
+    if (size)
         memcpy(copy, bytes, size);
-    }
     copy[size] = 0;
     return copy;
 }

@@ -23,6 +23,7 @@
 
 #define QN_DB_STATEMENTS 40          /* distinct SQL texts of the store, at most */
 #define QN_APPLICATION_ID 1364546126 /* "QURN" */
+#define QN_DB_VFS "unix"             /* not the program's default one: db.c knows its files */
 
 extern const char qn_schema_sql[]; /* cache/schema.sql, embedded by the build */
 
@@ -69,14 +70,18 @@ void qn_db_close(struct qn_db *db); /* NULL is allowed */
 
 /* Makes the file, whole or not at all (create.c). Under qn_place_lock(). SQLite's code. */
 int qn_db_create(const struct qn_place *place, char *error, size_t error_bytes);
+/* Is the -wal, or the journal, that SQLite has open a file that only the user may write? 1 also
+ * when none is open. */
+int qn_db_is_journal_private(sqlite3 *sqlite);
 /* Runs SQL texts; SQLite's code. */
 int qn_db_script(sqlite3 *sqlite, const char *sql);
 
 /* ---- Statements (db.c) ---- */
 
 void qn_db_fail(struct qn_db *db, int rc);
-void qn_db_begin(struct qn_db *db);  /* a write transaction */
-void qn_db_commit(struct qn_db *db); /* rolls back if anything failed */
+void qn_db_begin(struct qn_db *db);        /* a write transaction */
+int qn_db_changes(const struct qn_db *db); /* rows changed by the last statement; 0: it failed */
+void qn_db_commit(struct qn_db *db);       /* rolls back if anything failed */
 
 struct qn_query qn_query(struct qn_db *db, const char *sql);
 void qn_bind_text(struct qn_query *query, const char *text); /* NULL: '' */

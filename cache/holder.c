@@ -31,9 +31,8 @@ static int read_process(const char *name, int64_t *start_time)
     char line[1024];
     FILE *file = fopen(name, "re");
 
-    if (!file) {
+    if (!file)
         return access("/proc/self/stat", R_OK) ? PROCESS_HIDDEN : PROCESS_GONE;
-    }
     size_t size = fread(line, 1, sizeof line - 1, file);
     fclose(file);
     line[size] = 0;
@@ -44,9 +43,8 @@ static int read_process(const char *name, int64_t *start_time)
     if (!fields || sscanf(fields + 1,
                           " %c %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s %*s "
                           "%ld %*s %llu",
-                          &state, &threads, &start) != 3) {
+                          &state, &threads, &start) != 3)
         return size ? PROCESS_HIDDEN : PROCESS_GONE; /* nothing to read: it went in between */
-    }
     *start_time = (int64_t)start;
     return strchr("ZXx", state) && threads <= 1 ? PROCESS_GONE : PROCESS_ALIVE;
 }
@@ -56,12 +54,10 @@ static void read_boot_id(char *boot_id, int size)
     FILE *file = fopen("/proc/sys/kernel/random/boot_id", "re");
 
     *boot_id = 0;
-    if (!file) {
+    if (!file)
         return;
-    }
-    if (!fgets(boot_id, size, file)) {
+    if (!fgets(boot_id, size, file))
         *boot_id = 0;
-    }
     boot_id[strcspn(boot_id, "\n")] = 0;
     fclose(file);
 }
@@ -73,9 +69,8 @@ void qn_holder_init(struct qn_holder *self)
     memset(self, 0, sizeof *self);
     self->pid = getpid();
     read_process("/proc/self/stat", &self->start_time);
-    if (stat("/proc/self/ns/pid", &st) == 0) {
+    if (stat("/proc/self/ns/pid", &st) == 0)
         self->pid_namespace = (int64_t)st.st_ino;
-    }
     read_boot_id(self->boot_id, sizeof self->boot_id);
     gethostname(self->host, sizeof self->host - 1);
 }
@@ -86,9 +81,8 @@ enum qn_life qn_holder_life(const struct qn_holder *holder, const struct qn_hold
     int64_t start_time = 0;
 
     if (!holder->start_time || !holder->pid_namespace || !*holder->boot_id ||
-        holder->pid_namespace != self->pid_namespace || strcmp(holder->boot_id, self->boot_id)) {
+        holder->pid_namespace != self->pid_namespace || strcmp(holder->boot_id, self->boot_id))
         return QN_LIFE_UNKNOWN;
-    }
     snprintf(name, sizeof name, "/proc/%lld/stat", (long long)holder->pid);
     switch (read_process(name, &start_time)) {
     case PROCESS_ALIVE:

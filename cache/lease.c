@@ -66,9 +66,8 @@ static void take_holder(struct qn_query *query, struct qn_holder *holder, double
     holder->pid_namespace = qn_take_int(query);
     *heartbeat = qn_take_real(query);
     boot_id = qn_take_text(query);
-    if (boot_id) {
+    if (boot_id)
         snprintf(holder->boot_id, sizeof holder->boot_id, "%s", boot_id);
-    }
     free(boot_id);
 }
 
@@ -82,13 +81,11 @@ static int is_held(struct qn_db *db, const struct attempt *attempt)
 
     qn_bind_text(&query, attempt->name);
     int is_there = qn_step(&query);
-    if (is_there) {
+    if (is_there)
         take_holder(&query, &holder, &heartbeat);
-    }
     qn_end(&query);
-    if (!is_there) {
+    if (!is_there)
         return 0;
-    }
     switch (qn_holder_life(&holder, &attempt->self)) {
     case QN_LIFE_ALIVE:
         return 1;
@@ -124,21 +121,18 @@ static enum outcome try_once(struct qn_store *store, const struct attempt *attem
     struct qn_db *db = qn_db_take(store, QN_WRITE);
     int held = 0;
 
-    if (!db) {
+    if (!db)
         return IMPOSSIBLE;
-    }
     held = is_held(db, attempt);
     if (!held) {
         qn_db_begin(db);
         held = is_held(db, attempt);
-        if (!held) {
+        if (!held)
             write_name(db, attempt);
-        }
         qn_db_commit(db);
     }
-    if (qn_db_give(db) != QN_STORE_OK) {
+    if (qn_db_give(db) != QN_STORE_OK)
         return IMPOSSIBLE;
-    }
     return held ? HELD : ACQUIRED;
 }
 
@@ -148,9 +142,8 @@ static struct qn_lease *make_lease(struct qn_store *store, const struct attempt 
 {
     struct qn_lease *lease = calloc(1, sizeof *lease);
 
-    if (!lease) {
+    if (!lease)
         return NULL;
-    }
     lease->store = store;
     lease->name = strdup(attempt->name);
     lease->token = attempt->token;
@@ -173,13 +166,11 @@ int qn_lease_acquire(struct qn_store *store, const char *name, double timeout_s,
     enum outcome outcome = IMPOSSIBLE;
 
     qn_holder_init(&attempt.self);
-    if (getrandom(&attempt.token, sizeof attempt.token, 0) == (ssize_t)sizeof attempt.token) {
+    if (getrandom(&attempt.token, sizeof attempt.token, 0) == (ssize_t)sizeof attempt.token)
         made = make_lease(store, &attempt); /* before the row: a row without it would stay */
-    }
     while (made && (outcome = try_once(store, &attempt)) == HELD) {
-        if (clock_s(CLOCK_MONOTONIC) >= end_s) {
+        if (clock_s(CLOCK_MONOTONIC) >= end_s)
             break;
-        }
         nanosleep(&(struct timespec){ .tv_nsec = pause_ms * 1000 * 1000 }, NULL);
         pause_ms = 2 * pause_ms < LAST_PAUSE_MS ? 2 * pause_ms : LAST_PAUSE_MS;
     }
@@ -200,30 +191,26 @@ void qn_lease_beat(struct qn_lease *lease)
     static const char sql[] = "UPDATE lease SET heartbeat = ? WHERE name = ? AND token = ?";
     double now = clock_s(CLOCK_REALTIME);
 
-    if (fabs(now - lease->last_beat) * BEATS_PER_EXPIRY < lease->expiry_s) {
+    if (fabs(now - lease->last_beat) * BEATS_PER_EXPIRY < lease->expiry_s)
         return;
-    }
     struct qn_db *db = qn_db_take(lease->store, QN_WRITE);
-    if (!db) {
+    if (!db)
         return;
-    }
     struct qn_query query = qn_query(db, sql);
     qn_bind_real(&query, now);
     qn_bind_text(&query, lease->name);
     qn_bind_int(&query, lease->token);
     qn_run(&query);
-    if (qn_db_give(db) == QN_STORE_OK) {
+    if (qn_db_give(db) == QN_STORE_OK)
         lease->last_beat = now;
-    }
 }
 
 void qn_lease_release(struct qn_lease *lease)
 {
     static const char sql[] = "DELETE FROM lease WHERE name = ? AND token = ?";
 
-    if (!lease) {
+    if (!lease)
         return;
-    }
     struct qn_db *db = qn_db_take(lease->store, QN_WRITE);
     if (db) {
         struct qn_query query = qn_query(db, sql);

@@ -13,9 +13,8 @@ int qn_miss_put(struct qn_store *store, const char *text, const char *spec_text,
     struct qn_db *db = qn_db_take(store, QN_WRITE);
     char key[QN_KEY_HEX];
 
-    if (!db) {
+    if (!db)
         return QN_STORE_MISS;
-    }
     qn_key_hex(text, strlen(text), key);
     struct qn_query query = qn_query(db, sql);
     qn_bind_text(&query, key);
@@ -33,18 +32,15 @@ int qn_meta_find(struct qn_store *store, const char *name, char **value)
     struct qn_db *db = qn_db_take(store, QN_READ);
     char *found = NULL;
 
-    if (!db) {
+    if (!db)
         return QN_STORE_MISS;
-    }
     struct qn_query query = qn_query(db, sql);
     qn_bind_text(&query, name);
-    if (qn_step(&query)) {
+    if (qn_step(&query))
         found = qn_take_text(&query);
-    }
     qn_end(&query);
-    if (qn_db_give(db) != QN_STORE_OK || !found) {
+    if (qn_db_give(db) != QN_STORE_OK || !found)
         return QN_STORE_MISS;
-    }
     *value = found;
     return QN_STORE_OK;
 }
@@ -54,9 +50,8 @@ int qn_meta_put(struct qn_store *store, const char *name, const char *value)
     static const char sql[] = "INSERT OR REPLACE INTO meta (name, value) VALUES (?, ?)";
     struct qn_db *db = qn_db_take(store, QN_WRITE);
 
-    if (!db) {
+    if (!db)
         return QN_STORE_MISS;
-    }
     struct qn_query query = qn_query(db, sql);
     qn_bind_text(&query, name);
     qn_bind_text(&query, value);

@@ -8,9 +8,15 @@
  *         quern.db.damaged-<n>     a store that SQLite found damaged
  *
  * What is in the file gets executed, so whoever can write it, or a file beside it that SQLite
- * replays into it, can run code as the user: each must be a plain file, belong to the user and be
- * writable by nobody else. The folder may be one that others can write (/tmp): the files are what
- * is checked.
+ * replays into it, can run code as the user. Hence three checks:
+ *
+ *   1. each file must be a plain one, belong to the user and be writable by nobody else
+ *   2. the folder must be the user's or root's, and others may write it only with the sticky bit
+ *      (/tmp): they can then add files, which 1 refuses, and cannot move the user's away
+ *   3. what SQLite has opened is compared with what 1 saw, through SQLite's own descriptor
+ *      (qn_place_is_seen): names can change their meaning between a look and an open
+ *
+ * Folders further up are not judged: in a container their owners are often not to be told apart.
  *
  * The file itself is never opened here. POSIX locks belong to a process and an inode, and closing
  * *any* descriptor of the inode drops them all: an open() and close() here would take away the
@@ -92,14 +98,11 @@ static int is_network_folder(const char *folder)
     };
     struct statfs fs;
 
-    if (statfs(folder, &fs)) {
+    if (statfs(folder, &fs))
         return 0;
-    }
-    for (size_t i = 0; i < sizeof network / sizeof *network; i++) {
-        if ((unsigned)fs.f_type == network[i]) {
+    for (size_t i = 0; i < sizeof network / sizeof *network; i++)
+        if ((unsigned)fs.f_type == network[i])
             return 1;
-        }
-    }
     return 0;
 }
 
@@ -116,9 +119,8 @@ static char *resolve(struct qn_place *place)
 
     if (real) {
         place->is_network = is_network_folder(real);
-        if (asprintf(&joined, "%s/%s", strcmp(real, "/") ? real : "", name) < 0) {
+        if (asprintf(&joined, "%s/%s", strcmp(real, "/") ? real : "", name) < 0)
             joined = NULL;
-        }
     }
     free(real);
     free(folder);
@@ -134,9 +136,8 @@ enum qn_place_status qn_place_init(struct qn_place *place, const char *path, cha
         snprintf(error, error_bytes, "cache=%s: out of memory", path);
         return QN_PLACE_REFUSED;
     }
-    if (!*path) {
+    if (!*path)
         return QN_PLACE_EMPTY;
-    }
     if (path[strlen(path) - 1] == '/') {
         snprintf(error, error_bytes, "cache=%s: is a folder; allowed: the name of a file", path);
         return QN_PLACE_REFUSED;
@@ -165,47 +166,85 @@ static int may_write(const char *name, mode_t mode)
     return (mode & S_IWUSR) && faccessat(AT_FDCWD, name, W_OK, AT_EACCESS) == 0;
 }
 
-static int may_write_folder(const struct qn_place *place)
+static char *folder_of(const struct qn_place *place)
 {
-    struct stat st;
     char *folder = strdup(place->real);
-    int is_allowed = 0;
 
     if (folder) {
         char *slash = strrchr(folder, '/');
         slash[slash == folder] = 0; /* "/name" is in "/" */
-        is_allowed = stat(folder, &st) == 0 && may_write(folder, st.st_mode);
     }
+    return folder;
+}
+
+static int may_write_folder(const struct qn_place *place)
+{
+    struct stat st;
+    char *folder = folder_of(place);
+    int is_allowed = folder && stat(folder, &st) == 0 && may_write(folder, st.st_mode);
+
     free(folder);
     return is_allowed;
+}
+
+/* May somebody else put files into the folder, or take the user's away? A group with the user's own
+ * number is his private one, which Debian makes along with him: only he is in it. */
+static int is_writable_by_others(const struct stat *st)
+{
+    int is_shared_group = (st->st_mode & S_IWGRP) && st->st_gid != geteuid();
+
+    return !(st->st_mode & S_ISVTX) && (is_shared_group || (st->st_mode & S_IWOTH));
+}
+
+static int is_folder_trusted(const struct qn_place *place, char *error, size_t error_bytes)
+{
+    struct stat st;
+    char *folder = folder_of(place);
+    int is_good = 0;
+
+    if (!folder || stat(folder, &st))
+        snprintf(error, error_bytes, "cache=%s: its folder cannot be looked at: %m", place->path);
+    else if (st.st_uid != geteuid() && st.st_uid != 0)
+        snprintf(error, error_bytes,
+                 "cache=%s: its folder %s belongs to uid=%u; allowed: a folder of your own "
+                 "(uid=%u) or root's, since what is in it gets executed",
+                 place->path, folder, (unsigned)st.st_uid, (unsigned)geteuid());
+    else if (is_writable_by_others(&st))
+        snprintf(error, error_bytes,
+                 "cache=%s: its folder has mode=%04o, others may write it; allowed: chmod go-w %s, "
+                 "since what is in it gets executed",
+                 place->path, (unsigned)st.st_mode & 07777, folder);
+    else
+        is_good = 1;
+    free(folder);
+    return is_good;
 }
 
 /* Is `name` a plain file that only the user may write? 1, else 0 with the line. */
 static int is_trusted(const struct qn_place *place, const char *name, const struct stat *st,
                       char *error, size_t error_bytes)
 {
-    if (S_ISDIR(st->st_mode)) {
+    if (S_ISDIR(st->st_mode))
         snprintf(error, error_bytes, "cache=%s: %s is a folder; allowed: the name of a file",
                  place->path, name);
-    } else if (S_ISLNK(st->st_mode)) {
+    else if (S_ISLNK(st->st_mode))
         snprintf(error, error_bytes, "cache=%s: %s is a symbolic link; allowed: the file itself",
                  place->path, name);
-    } else if (!S_ISREG(st->st_mode)) {
+    else if (!S_ISREG(st->st_mode))
         snprintf(error, error_bytes, "cache=%s: %s is not a plain file", place->path, name);
-    } else if (st->st_uid != geteuid()) {
+    else if (st->st_uid != geteuid())
         snprintf(error, error_bytes,
                  "cache=%s: %s belongs to uid=%u; allowed: a file of your own (uid=%u), since what "
                  "is in it gets executed",
                  place->path, name, (unsigned)st->st_uid, (unsigned)geteuid());
-    } else if (st->st_mode & (S_IWGRP | S_IWOTH)) {
+    else if (st->st_mode & (S_IWGRP | S_IWOTH))
         snprintf(
             error, error_bytes,
             "cache=%s: %s has mode=%04o, others may write it; allowed: chmod 600, since what is "
             "in it gets executed",
             place->path, name, (unsigned)st->st_mode & 07777);
-    } else {
+    else
         return 1;
-    }
     return 0;
 }
 
@@ -218,9 +257,8 @@ static int are_companions_trusted(const struct qn_place *place, char *error, siz
     for (size_t i = 0; i < sizeof suffixes / sizeof *suffixes && is_good; i++) {
         struct stat st;
         char *name = qn_place_beside(place, suffixes[i]);
-        if (name && lstat(name, &st) == 0) {
+        if (name && lstat(name, &st) == 0)
             is_good = is_trusted(place, name, &st, error, error_bytes);
-        }
         free(name);
     }
     return is_good;
@@ -229,9 +267,8 @@ static int are_companions_trusted(const struct qn_place *place, char *error, siz
 static enum qn_place_status nothing_there(const struct qn_place *place, char *error,
                                           size_t error_bytes)
 {
-    if (may_write_folder(place)) {
+    if (may_write_folder(place))
         return QN_PLACE_EMPTY;
-    }
     snprintf(error, error_bytes, "cache=%s: its folder is read-only and the file does not exist",
              place->path);
     return QN_PLACE_UNWRITABLE;
@@ -241,30 +278,53 @@ enum qn_place_status qn_place_look(struct qn_place *place, char *error, size_t e
 {
     struct stat st;
 
-    if (lstat(place->real, &st)) {
-        if (errno == ENOENT) {
-            return nothing_there(place, error, error_bytes);
-        }
+    if (!is_folder_trusted(place, error, error_bytes))
+        return QN_PLACE_REFUSED;
+    int code = lstat(place->real, &st) ? errno : 0;
+    if (code && code != ENOENT) {
         snprintf(error, error_bytes, "cache=%s: cannot be looked at: %s", place->path,
-                 strerror(errno));
+                 strerror(code));
         return QN_PLACE_REFUSED;
     }
-    if (!is_trusted(place, place->real, &st, error, error_bytes) ||
-        !are_companions_trusted(place, error, error_bytes)) {
+    if ((!code && !is_trusted(place, place->real, &st, error, error_bytes)) ||
+        !are_companions_trusted(place, error, error_bytes))
         return QN_PLACE_REFUSED;
-    }
+    if (code)
+        return nothing_there(place, error, error_bytes);
     if (faccessat(AT_FDCWD, place->real, R_OK, AT_EACCESS)) {
         snprintf(error, error_bytes, "cache=%s: cannot be read: %s", place->path, strerror(errno));
         return QN_PLACE_REFUSED;
     }
-    if (st.st_size == 0) {
+    if (st.st_size == 0)
         return nothing_there(place, error, error_bytes);
-    }
     place->device = st.st_dev;
     place->inode = st.st_ino;
     place->is_folder_read_only = !may_write_folder(place);
     place->is_read_only = place->is_folder_read_only || !may_write(place->real, st.st_mode);
     return QN_PLACE_FOUND;
+}
+
+/* ---- What SQLite has opened ---- */
+
+static int is_private(const struct stat *st)
+{
+    return S_ISREG(st->st_mode) && st->st_uid == geteuid() && !(st->st_mode & (S_IWGRP | S_IWOTH));
+}
+
+int qn_place_is_private(int fd)
+{
+    struct stat st;
+
+    return fstat(fd, &st) == 0 && is_private(&st);
+}
+
+/* The owner is asked for again: an inode's number is free for another file once it is deleted. */
+int qn_place_is_seen(const struct qn_place *place, int fd)
+{
+    struct stat st;
+
+    return fstat(fd, &st) == 0 && st.st_dev == place->device && st.st_ino == place->inode &&
+           is_private(&st);
 }
 
 /* ---- The lock file ---- */
@@ -280,9 +340,8 @@ int qn_place_lock(const struct qn_place *place, double timeout_s)
 
     for (double waited_s = 0; fd >= 0; waited_s += 0.002) {
         rc = flock(fd, LOCK_EX | LOCK_NB);
-        if (!rc || (errno != EWOULDBLOCK && errno != EINTR)) {
+        if (!rc || (errno != EWOULDBLOCK && errno != EINTR))
             break;
-        }
         if (waited_s >= timeout_s) {
             errno = ETIMEDOUT;
             break;
@@ -307,9 +366,8 @@ static int move_beside(const struct qn_place *place, const char *suffix, int n)
     char *to = NULL;
     int rc = -1;
 
-    if (from && asprintf(&to, "%s.damaged-%d%s", place->real, n, suffix) >= 0) {
+    if (from && asprintf(&to, "%s.damaged-%d%s", place->real, n, suffix) >= 0)
         rc = rename(from, to);
-    }
     free(to);
     free(from);
     return rc;
@@ -322,9 +380,8 @@ static int free_number(const struct qn_place *place)
     for (; n < DAMAGED_FILES; n++) {
         char suffix[32];
         snprintf(suffix, sizeof suffix, ".damaged-%d", n);
-        if (!qn_place_has(place, suffix)) {
+        if (!qn_place_has(place, suffix))
             break;
-        }
     }
     return n;
 }
@@ -335,13 +392,11 @@ int qn_place_set_aside(const struct qn_place *place)
 {
     struct stat st;
 
-    if (lstat(place->real, &st) || st.st_ino != place->inode || st.st_dev != place->device) {
+    if (lstat(place->real, &st) || st.st_ino != place->inode || st.st_dev != place->device)
         return 0;
-    }
     int n = free_number(place);
-    if (move_beside(place, "", n)) {
+    if (move_beside(place, "", n))
         return -1;
-    }
     move_beside(place, "-wal", n);
     move_beside(place, "-journal", n);
     move_beside(place, "-shm", n);

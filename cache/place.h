@@ -28,9 +28,14 @@ enum qn_place_status qn_place_init(struct qn_place *place, const char *path, cha
                                    size_t error_bytes);
 void qn_place_fini(struct qn_place *place);
 
-/* Looks at the file without opening it: its kind, owner and mode, and those of the files that
- * SQLite keeps beside it. */
+/* Looks at the file without opening it: its kind, owner and mode, those of the files that SQLite
+ * keeps beside it, and the owner and mode of its folder. */
 enum qn_place_status qn_place_look(struct qn_place *place, char *error, size_t error_bytes);
+
+/* Is the open file `fd` the one that qn_place_look() saw, and still private? Borrows fd. */
+int qn_place_is_seen(const struct qn_place *place, int fd);
+/* Is the open file `fd` a plain one that only the user may write? Borrows fd. */
+int qn_place_is_private(int fd);
 
 /* The lock file PATH.lock, held by one process at a time for as long as it lives, for creating and
  * setting aside. The descriptor to close, or -1 with errno (ETIMEDOUT after timeout_s). */

@@ -14,8 +14,8 @@
 --     that replaced it in the meantime.
 --   * Times are Unix seconds. No column is NULL: an absent text is ''.
 --
--- The version stands twice: user_version, read from the file's header before SQLite touches the file,
--- and QN_STORE_SCHEMA in cache/store.h. A change of any table raises both.
+-- The version stands twice: user_version, read from the file's header before SQLite touches the
+-- file, and QN_STORE_SCHEMA in cache/store.h. A change of any table raises both.
 --
 -- auto_vacuum must be chosen before the first table is made; eviction will want to give bytes back.
 
@@ -35,7 +35,7 @@ CREATE TABLE artifact (
     report     TEXT NOT NULL,
     log        TEXT NOT NULL,
     compile_ms REAL NOT NULL,
-    blob_hash  TEXT NOT NULL,
+    blob_hash  TEXT NOT NULL, -- of text, compiler and blob (cache/artifact.c)
     blob_bytes INTEGER NOT NULL,
     hits       INTEGER NOT NULL DEFAULT 0,
     created    INTEGER NOT NULL,
@@ -97,7 +97,7 @@ CREATE TABLE miss (
 
 CREATE TABLE lease (
     name          TEXT PRIMARY KEY,
-    token         INTEGER NOT NULL, -- random, one an acquisition: release and beat touch their own only
+    token         INTEGER NOT NULL, -- random, one an acquisition: a holder touches only its own
     pid           INTEGER NOT NULL,
     start_time    INTEGER NOT NULL, -- /proc/PID/stat field 22, clock ticks since boot
     boot_id       TEXT NOT NULL,

@@ -44,7 +44,7 @@
 #define LEVEL_WARN 1
 #define LEVEL_INFO 2
 
-enum warning { WARNED_WRITE = 1, WARNED_DAMAGE = 2, WARNED_OTHER = 4 };
+enum warning { WARNED_WRITE = 1, WARNED_DAMAGE = 2, WARNED_OTHER = 4, WARNED_LOAD = 8 };
 
 struct qn_store {
     struct qn_store_options options; /* path is not used: place.path */
@@ -69,9 +69,8 @@ __attribute__((format(printf, 3, 4))) static void say(struct qn_store *store, in
     char line[800];
     va_list list;
 
-    if (!store->options.log) {
+    if (!store->options.log)
         return;
-    }
     va_start(list, format);
     vsnprintf(line, sizeof line, format, list);
     va_end(list);
@@ -96,14 +95,12 @@ static enum open_step create(struct qn_store *store, char *error, size_t error_b
     int lock = qn_place_lock(&store->place, LOCK_TIMEOUT_S);
     int rc = SQLITE_OK;
 
-    if (lock < 0) {
+    if (lock < 0)
         return locked_out(store, error, error_bytes);
-    }
     if (qn_place_look(&store->place, error, error_bytes) == QN_PLACE_EMPTY) {
         rc = qn_db_create(&store->place, error, error_bytes);
-        if (!rc) {
+        if (!rc)
             say(store, LEVEL_INFO, "cache=%s: created", store->place.path);
-        }
     }
     close(lock);
     return rc ? OPEN_IN_MEMORY : OPEN_AGAIN;
@@ -197,19 +194,17 @@ static int open_place(struct qn_store *store, char *error, size_t error_bytes)
         qn_place_init(&store->place, store->options.path, error, error_bytes);
     enum open_step step = place == QN_PLACE_UNWRITABLE ? OPEN_IN_MEMORY : OPEN_ERROR;
 
-    if (place == QN_PLACE_EMPTY) {
+    if (place == QN_PLACE_EMPTY)
         step = store->place.real ? open_file(store, error, error_bytes)
                                  : open_in_memory(store, error, error_bytes);
-    }
     if (step == OPEN_IN_MEMORY) {
         say(store, LEVEL_WARN, "%s; working in memory, nothing will be kept", error);
         store->is_forgetful = 1;
         step = open_in_memory(store, error, error_bytes);
     }
-    if (step == OPEN_DONE && store->place.is_read_only) {
+    if (step == OPEN_DONE && store->place.is_read_only)
         say(store, LEVEL_WARN, "cache=%s: is read-only; nothing new will be kept",
             store->place.path);
-    }
     return step == OPEN_DONE ? QN_STORE_OK : QN_STORE_ERROR;
 }
 
@@ -231,26 +226,23 @@ int qn_store_open(const struct qn_store_options *options, struct qn_store **stor
         qn_store_close(made);
         return QN_STORE_ERROR;
     }
-    if (made->idle) {
+    if (made->idle)
         made->idle->store = made;
-    }
     *store = made;
     return QN_STORE_OK;
 }
 
 static void flush(struct qn_store *store)
 {
-    if (!store->place.is_read_only && !atomic_load(&store->is_broken)) {
+    if (!store->place.is_read_only && !atomic_load(&store->is_broken))
         qn_tally_flush(&store->tally, store);
-    }
 }
 
 /* In a forked child nothing is touched, and the memory is left to the end of the child. */
 void qn_store_close(struct qn_store *store)
 {
-    if (!store || store->pid != getpid()) {
+    if (!store || store->pid != getpid())
         return;
-    }
     flush(store);
     while (store->idle) {
         struct qn_db *db = store->idle;
@@ -292,16 +284,13 @@ static void break_off(struct qn_store *store, const char *message)
 {
     int lock = -1;
 
-    if (atomic_exchange(&store->is_broken, 1)) {
+    if (atomic_exchange(&store->is_broken, 1))
         return;
-    }
-    if (store->place.real && !store->place.is_read_only) {
+    if (store->place.real && !store->place.is_read_only)
         lock = qn_place_lock(&store->place, LOCK_TIMEOUT_S);
-    }
     int is_moved = lock >= 0 && !qn_place_set_aside(&store->place);
-    if (lock >= 0) {
+    if (lock >= 0)
         close(lock);
-    }
     atomic_fetch_or(&store->warned, WARNED_OTHER); /* what follows from it is not worth a line */
     say(store, LEVEL_WARN, "cache=%s: is damaged (%s)%s; this process goes on without it",
         store->place.path, message, is_moved ? ", renamed to .damaged-<n> beside it" : "");
@@ -318,15 +307,13 @@ static void failed(struct qn_store *store, int rc, const char *message)
     case SQLITE_FULL:
     case SQLITE_IOERR:
     case SQLITE_READONLY:
-        if (is_first(store, WARNED_WRITE)) {
+        if (is_first(store, WARNED_WRITE))
             say(store, LEVEL_WARN, "cache=%s: cannot be written (%s); going on without keeping",
                 store->place.path, message);
-        }
         break;
     default:
-        if (is_first(store, WARNED_OTHER)) {
+        if (is_first(store, WARNED_OTHER))
             say(store, LEVEL_WARN, "cache=%s: %s; going on without", store->place.path, message);
-        }
         break;
     }
 }
@@ -334,10 +321,18 @@ static void failed(struct qn_store *store, int rc, const char *message)
 void qn_store_damaged(struct qn_store *store, const char *table, const char *key)
 {
     atomic_fetch_add(&store->damaged, 1);
-    if (is_first(store, WARNED_DAMAGE)) {
+    if (is_first(store, WARNED_DAMAGE))
         say(store, LEVEL_WARN, "cache=%s: the %s of key=%s is damaged and will be made again",
             store->place.path, table, key);
-    }
+}
+
+void qn_store_unloadable(struct qn_store *store, const char *key)
+{
+    atomic_fetch_add(&store->damaged, 1);
+    if (is_first(store, WARNED_LOAD))
+        say(store, LEVEL_WARN,
+            "cache=%s: the artifact of key=%s could not be loaded and will be made again",
+            store->place.path, key);
 }
 
 /* ---- Lending connections ---- */
@@ -349,13 +344,11 @@ static int is_same_file(struct qn_store *store, char *error, size_t error_bytes)
     struct qn_place place = store->place;
     enum qn_place_status found = qn_place_look(&place, error, error_bytes);
 
-    if (found == QN_PLACE_REFUSED || found == QN_PLACE_UNWRITABLE) {
+    if (found == QN_PLACE_REFUSED || found == QN_PLACE_UNWRITABLE)
         return 0;
-    }
     if (found == QN_PLACE_FOUND && place.inode == store->place.inode &&
-        place.device == store->place.device) {
+        place.device == store->place.device)
         return 1;
-    }
     snprintf(error, error_bytes, "cache=%s: the file was removed or replaced", store->place.path);
     return 0;
 }
@@ -371,34 +364,29 @@ static struct qn_db *open_another(struct qn_store *store)
             db->store = store;
             return db;
         }
-        if (status == QN_OPEN_DAMAGED) {
+        if (status == QN_OPEN_DAMAGED)
             break_off(store, sqlite3_errstr(SQLITE_CORRUPT));
-        }
     }
     atomic_fetch_add(&store->errors, 1);
-    if (is_first(store, WARNED_OTHER)) {
+    if (is_first(store, WARNED_OTHER))
         say(store, LEVEL_WARN, "%s; going on without", error);
-    }
     return NULL;
 }
 
 struct qn_db *qn_db_take(struct qn_store *store, enum qn_access access)
 {
-    if (store->pid != getpid()) {
+    if (store->pid != getpid())
         return NULL;
-    }
     if (atomic_load(&store->is_broken) || (access == QN_WRITE && store->place.is_read_only)) {
         atomic_fetch_add(&store->errors, 1);
         return NULL;
     }
     pthread_mutex_lock(&store->mutex);
-    while (!store->idle && !store->place.real) {
+    while (!store->idle && !store->place.real)
         pthread_cond_wait(&store->given, &store->mutex);
-    }
     struct qn_db *db = store->idle;
-    if (db) {
+    if (db)
         store->idle = db->next;
-    }
     pthread_mutex_unlock(&store->mutex);
     return db ? db : open_another(store);
 }
@@ -408,9 +396,8 @@ int qn_db_give(struct qn_db *db)
     struct qn_store *store = db->store;
     int rc = db->rc;
 
-    if (rc) {
+    if (rc)
         failed(store, rc, db->message);
-    }
     db->rc = SQLITE_OK;
     db->message[0] = 0;
     pthread_mutex_lock(&store->mutex);
@@ -429,9 +416,8 @@ static void read_counter(struct qn_db *db, const char *name, int64_t *value)
     struct qn_query query = qn_query(db, sql);
 
     qn_bind_text(&query, name);
-    if (qn_step(&query)) {
+    if (qn_step(&query))
         *value = qn_take_int(&query);
-    }
     qn_end(&query);
 }
 

@@ -1,11 +1,11 @@
-/* The store: one SQLite file that keeps artifacts, tuned configs, trials, misses and leases. It knows
- * nothing of CUDA, LLVM or families: keys are canonical text, blobs are bytes.
+/* The store: one SQLite file that keeps artifacts, tuned configs, trials, misses and leases. It
+ * knows nothing of CUDA, LLVM or families: keys are canonical text, blobs are bytes.
  *
  *  - Keys are text, one name=value a line, hashed with XXH3-128. The text is stored and compared on
  *    a hit, so that a hash collision is a miss.
  *  - Only qn_store_open() reports a failure that a user must mend. Everywhere else a failure is
- *    QN_STORE_MISS (reads) or silently not stored (writes), plus a counter (qn_store_counters) and one
- *    warning through the log hook: a full or read-only disk turns the store memory-only.
+ *    QN_STORE_MISS (reads) or silently not stored (writes), plus a counter (qn_store_counters) and
+ *    one warning through the log hook: a full or read-only disk turns the store memory-only.
  *    A write that was not kept answers QN_STORE_MISS, for callers who care.
  *  - Threads: a qn_store may be used by any thread. A call borrows an SQLite connection that no
  *    other call is using, and has none while it runs a callback: callbacks may call the store.
@@ -28,15 +28,17 @@ struct qn_store;
 
 struct qn_store_options {
     const char *path; /* "" : in memory, for this process only */
-    void (*log)(void *user, int level, const char *line); /* level 1 warn, 2 info, 3 debug; may be NULL */
+    /* level 1 warn, 2 info, 3 debug; may be NULL */
+    void (*log)(void *user, int level, const char *line);
     void *user;
 };
 
-/* Opens or creates the file (directory 0700, file 0600; WAL set once, at creation, under the lease of
- * a lock file beside it). QN_STORE_ERROR with one line in `error` (at least 512 bytes) that names
- * cache=PATH and what is wrong: a folder, another user's, not readable, not a database, a newer
- * schema. The file is then left as it was. A file that may be read but not written is opened
- * read-only, with one warning. */
+/* Opens or creates the file (directory 0700, file 0600; WAL set once, at creation, under the lease
+ * of a lock file beside it). QN_STORE_ERROR with one line in `error` (at least 512 bytes) that
+ * names cache=PATH and what is wrong: a folder, another user's, not readable, not a database, a
+ * newer schema; or its folder is neither the user's nor root's, or others may write it and it has
+ * no sticky bit (a group that has the user's number counts as his own). The file is then left as it
+ * was. A file that may be read but not written is opened read-only, with one warning. */
 int qn_store_open(const struct qn_store_options *options, struct qn_store **store, char *error,
                   size_t error_bytes);
 void qn_store_close(struct qn_store *store); /* NULL is allowed */
@@ -65,10 +67,11 @@ struct qn_artifact {
 };
 void qn_artifact_fini(struct qn_artifact *artifact);
 
-/* The row of key text + compiler. compiler NULL: the newest row of that key text whatever compiled it
- * (`accept`, if not NULL, is asked about each, newest first: non-zero takes it). The blob's XXH3 is
- * verified and text compared: a damaged row is set aside (deleted, counted) and is a miss. A hit
- * counts hits and last use (batched; must not write on the path of every hit). */
+/* The row of key text + compiler. compiler NULL: the newest row of that key text whatever compiled
+ * it (`accept`, if not NULL, is asked about each, newest first: non-zero takes it). The XXH3 of
+ * text, compiler and blob is verified and text compared: a damaged row is set aside (deleted,
+ * counted) and is a miss. A hit counts hits and last use (batched; must not write on the path of
+ * every hit). */
 int qn_artifact_find(struct qn_store *store, const char *text, const char *compiler,
                      int (*accept)(void *user, const struct qn_artifact *artifact), void *user,
                      struct qn_artifact *artifact);
@@ -78,16 +81,20 @@ int qn_artifact_find_again(struct qn_store *store, const char *text, const char 
                            void *user, struct qn_artifact *artifact);
 /* Insert or replace. Counts one compile. artifact->key is computed here. */
 int qn_artifact_put(struct qn_store *store, const struct qn_artifact *artifact);
+/* For an artifact that was found and does not load: sets the row of its key + compiler aside
+ * (deleted, counted as damaged, one warning), if it still holds this very blob. QN_STORE_MISS when
+ * it does not, somebody having made it again, and when the store cannot be written. */
+int qn_artifact_drop(struct qn_store *store, const struct qn_artifact *artifact);
 
 /* ---- Tuned configs ---- */
 
 struct qn_tuned {
     char key[QN_KEY_HEX];
-    char *text;    /* canonical key text: dynamic parameters included */
-    char *group;   /* the text without the dynamic parameters: neighbours share it */
+    char *text;  /* canonical key text: dynamic parameters included */
+    char *group; /* the text without the dynamic parameters: neighbours share it */
     char *family;
     char *variant;
-    char *config;  /* "mr=14,nr=32" */
+    char *config; /* "mr=14,nr=32" */
     int64_t generation;
     double time_us, spread_us;
     int64_t samples;
@@ -101,20 +108,21 @@ void qn_tuned_fini(struct qn_tuned *tuned);
 
 /* The winner of the newest generation. */
 int qn_tuned_find(struct qn_store *store, const char *text, struct qn_tuned *tuned);
-/* Insert-or-ignore under (text, generation): the first writer wins, and *winner, if not NULL, is what
- * is stored afterwards, for every process the same. generation 0: one more than the newest (the
- * first is 1). */
+/* Insert-or-ignore under (text, generation): the first writer wins, and *winner, if not NULL, is
+ * what is stored afterwards, for every process the same. generation 0: one more than the newest
+ * (the first is 1). */
 int qn_tuned_put(struct qn_store *store, const struct qn_tuned *tuned, struct qn_tuned *winner);
-/* Every newest-generation row of the group, for choosing a neighbour; visit returns non-zero to end. */
+/* Every newest-generation row of the group, for choosing a neighbour; visit returns non-zero to
+ * end. */
 int qn_tuned_each(struct qn_store *store, const char *group,
                   int (*visit)(void *user, const struct qn_tuned *tuned), void *user);
 
 /* ---- Trials ---- */
 
 struct qn_trial {
-    char *text;    /* tuned key text */
+    char *text; /* tuned key text */
     char *variant, *config;
-    char *digest;  /* of the templates */
+    char *digest; /* of the templates */
     char *toolkit;
     int64_t generation;
     char *outcome; /* "ok", or why it was rejected */
@@ -122,20 +130,23 @@ struct qn_trial {
     int64_t samples, created;
 };
 void qn_trial_fini(struct qn_trial *trial);
-int qn_trial_put(struct qn_store *store, const struct qn_trial *trial); /* replaces the same candidate */
+/* Replaces the same candidate. */
+int qn_trial_put(struct qn_store *store, const struct qn_trial *trial);
 /* Every trial of text and generation. */
 int qn_trial_each(struct qn_store *store, const char *text, int64_t generation,
                   int (*visit)(void *user, const struct qn_trial *trial), void *user);
 
 /* ---- Misses: specs served by a config that was not tuned ---- */
 
-int qn_miss_put(struct qn_store *store, const char *text, const char *spec_text, const char *family);
+int qn_miss_put(struct qn_store *store, const char *text, const char *spec_text,
+                const char *family);
 
 /* ---- Leases: do a thing once across processes ---- */
 
 /* One process does the work named `name`; others wait for it. A holder is trusted while its process
- * lives (pid, start time, boot id and pid namespace all match; from another namespace or host: while
- * its heartbeat is younger than expiry_s). The caller's own other threads wait for each other too.
+ * lives (pid, start time, boot id and pid namespace all match; from another namespace or host:
+ * while its heartbeat is younger than expiry_s). The caller's own other threads wait for each other
+ * too.
  *   QN_STORE_OK    acquired: look again (somebody may have finished meanwhile), work, release
  *   QN_STORE_MISS  timed out after timeout_s, or no leases can be had: do the work privately
  * While held, a heartbeat is refreshed by qn_lease_beat(). */
@@ -155,13 +166,14 @@ int qn_meta_put(struct qn_store *store, const char *name, const char *value);
 
 struct qn_store_counters {
     int64_t artifacts, tuned, trials, misses_recorded, bytes;
-    int64_t compiles, hits, misses; /* since creation, all processes; this process' are flushed first */
-    int64_t errors, damaged;        /* this process */
+    /* since creation, all processes; this process' are flushed first */
+    int64_t compiles, hits, misses;
+    int64_t errors, damaged; /* this process */
 };
 /* errors and damaged are set on QN_STORE_MISS too. */
 int qn_store_counters(struct qn_store *store, struct qn_store_counters *counters);
-/* Key prefix "" for all, of tuned rows every generation. Blobs are not loaded (blob NULL, blob_bytes
- * set). QN_STORE_OK also when there was no row, or visit ended it. */
+/* Key prefix "" for all, of tuned rows every generation. Blobs are not loaded (blob NULL,
+ * blob_bytes set). QN_STORE_OK also when there was no row, or visit ended it. */
 int qn_artifact_each(struct qn_store *store, const char *key_prefix,
                      int (*visit)(void *user, const struct qn_artifact *artifact), void *user);
 int qn_tuned_list(struct qn_store *store, const char *key_prefix,

@@ -29,9 +29,8 @@ static struct qn_tally_slot *slot_of(const struct qn_tally_batch *batch, int64_t
     size_t mask = batch->capacity - 1;
     size_t i = (size_t)id & mask;
 
-    while (batch->slots[i].id && batch->slots[i].id != id) {
+    while (batch->slots[i].id && batch->slots[i].id != id)
         i = (i + 1) & mask;
-    }
     return &batch->slots[i];
 }
 
@@ -40,14 +39,11 @@ static int grow(struct qn_tally_batch *batch)
     struct qn_tally_batch larger = { .capacity = batch->capacity ? 2 * batch->capacity : 64 };
 
     larger.slots = calloc(larger.capacity, sizeof *larger.slots);
-    if (!larger.slots) {
+    if (!larger.slots)
         return -1;
-    }
-    for (size_t i = 0; i < batch->capacity; i++) {
-        if (batch->slots[i].id) {
+    for (size_t i = 0; i < batch->capacity; i++)
+        if (batch->slots[i].id)
             *slot_of(&larger, batch->slots[i].id) = batch->slots[i];
-        }
-    }
     free(batch->slots);
     batch->slots = larger.slots;
     batch->capacity = larger.capacity;
@@ -57,9 +53,8 @@ static int grow(struct qn_tally_batch *batch)
 /* Without memory the row's count is dropped: it is a statistic. */
 static void add(struct qn_tally_batch *batch, int64_t id, int64_t hits, int64_t last_use)
 {
-    if (2 * (batch->used + 1) > batch->capacity && grow(batch)) {
+    if (2 * (batch->used + 1) > batch->capacity && grow(batch))
         return;
-    }
     struct qn_tally_slot *slot = slot_of(batch, id);
     if (!slot->id) {
         slot->id = id;
@@ -100,9 +95,8 @@ void qn_counter_add(struct qn_db *db, const char *name, int64_t value)
     static const char sql[] = "INSERT INTO counter (name, value) VALUES (?, ?) "
                               "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value";
 
-    if (!value) {
+    if (!value)
         return;
-    }
     struct qn_query query = qn_query(db, sql);
     qn_bind_text(&query, name);
     qn_bind_int(&query, value);
@@ -134,9 +128,8 @@ void qn_tally_settle(struct qn_tally *tally, struct qn_tally_batch *batch, int i
         pthread_mutex_lock(&tally->mutex);
         for (size_t i = 0; i < batch->capacity; i++) {
             const struct qn_tally_slot *slot = &batch->slots[i];
-            if (slot->id) {
+            if (slot->id)
                 add(&tally->pending, slot->id, slot->hits, slot->last_use);
-            }
         }
         tally->pending.hits += batch->hits;
         tally->pending.misses += batch->misses;

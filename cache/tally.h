@@ -44,5 +44,7 @@ void qn_counter_add(struct qn_db *db, const char *name, int64_t value);
 struct qn_tally *qn_store_tally(struct qn_store *store);
 /* Counts a row that was set aside, and says so. */
 void qn_store_damaged(struct qn_store *store, const char *table, const char *key);
+/* The same for an artifact whose bytes are sound and of no use. */
+void qn_store_unloadable(struct qn_store *store, const char *key);
 
 #endif

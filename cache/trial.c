@@ -35,9 +35,8 @@ int qn_trial_put(struct qn_store *store, const struct qn_trial *trial)
     struct qn_db *db = qn_db_take(store, QN_WRITE);
     char key[QN_KEY_HEX];
 
-    if (!db) {
+    if (!db)
         return QN_STORE_MISS;
-    }
     qn_key_hex(trial->text, strlen(trial->text), key);
     struct qn_query query = qn_query(db, sql);
     qn_bind_text(&query, key);
@@ -88,9 +87,8 @@ static int next_trial(struct qn_store *store, const char *text, int64_t generati
 
     memset(row, 0, sizeof *row);
     *status = QN_STORE_MISS;
-    if (!db) {
+    if (!db)
         return 0;
-    }
     qn_key_hex(text, strlen(text), key);
     struct qn_query query = qn_query(db, sql);
     qn_bind_text(&query, key);
@@ -98,9 +96,8 @@ static int next_trial(struct qn_store *store, const char *text, int64_t generati
     qn_bind_int(&query, generation);
     qn_bind_int(&query, after);
     is_found = qn_step(&query);
-    if (is_found) {
+    if (is_found)
         take_row(&query, row);
-    }
     qn_end(&query);
     *status = qn_db_give(db);
     return is_found && *status == QN_STORE_OK;
@@ -118,8 +115,7 @@ int qn_trial_each(struct qn_store *store, const char *text, int64_t generation,
         is_ended = visit(user, &row.trial);
         qn_trial_fini(&row.trial);
     }
-    if (!is_ended) {
+    if (!is_ended)
         qn_trial_fini(&row.trial);
-    }
     return status;
 }

@@ -17,8 +17,7 @@
 /* The order of take_row(). */
 #define COLUMNS                                                                                    \
     "id, key, generation, text, group_text, family, variant, config, time_us, spread_us, "         \
-    "samples, "                                                                                    \
-    "digest, toolkit, profile, provenance, created"
+    "samples, digest, toolkit, profile, provenance, created"
 
 struct row {
     int64_t id;
@@ -90,9 +89,8 @@ static int is_damaged(const struct row *row)
 {
     char key[QN_KEY_HEX];
 
-    if (!row->tuned.text) {
+    if (!row->tuned.text)
         return 0;
-    }
     qn_key_hex(row->tuned.text, strlen(row->tuned.text), key);
     return strcmp(key, row->tuned.key) != 0;
 }
@@ -103,9 +101,8 @@ static void remove_damaged(struct qn_store *store, const struct row *row)
     struct qn_db *db = qn_db_take(store, QN_WRITE);
 
     qn_store_damaged(store, "tuned config", row->tuned.key);
-    if (!db) {
+    if (!db)
         return;
-    }
     qn_db_begin(db);
     struct qn_query query = qn_query(db, sql);
     qn_bind_int(&query, row->id);
@@ -121,18 +118,16 @@ int qn_tuned_find(struct qn_store *store, const char *text, struct qn_tuned *tun
     struct row row = { 0 };
     char key[QN_KEY_HEX];
 
-    if (!db) {
+    if (!db)
         return QN_STORE_MISS;
-    }
     qn_key_hex(text, strlen(text), key);
     int is_found = read_winner(db, key, text, 0, &row);
     if (qn_db_give(db) == QN_STORE_OK && is_found) {
         *tuned = row.tuned;
         return QN_STORE_OK;
     }
-    if (is_damaged(&row)) {
+    if (is_damaged(&row))
         remove_damaged(store, &row);
-    }
     qn_tuned_fini(&row.tuned);
     return QN_STORE_MISS;
 }
@@ -146,9 +141,8 @@ static int64_t next_generation(struct qn_db *db, const char *key)
     int64_t generation = 1;
 
     qn_bind_text(&query, key);
-    if (qn_step(&query)) {
+    if (qn_step(&query))
         generation = qn_take_int(&query);
-    }
     qn_end(&query);
     return generation;
 }
@@ -186,9 +180,8 @@ int qn_tuned_put(struct qn_store *store, const struct qn_tuned *tuned, struct qn
     struct row row = { 0 };
     char key[QN_KEY_HEX];
 
-    if (!db) {
+    if (!db)
         return QN_STORE_MISS;
-    }
     qn_key_hex(tuned->text, strlen(tuned->text), key);
     qn_db_begin(db);
     int64_t generation = tuned->generation ? tuned->generation : next_generation(db, key);
@@ -196,11 +189,10 @@ int qn_tuned_put(struct qn_store *store, const struct qn_tuned *tuned, struct qn
     int is_stored = read_winner(db, key, tuned->text, generation, &row);
     qn_db_commit(db);
     is_stored = qn_db_give(db) == QN_STORE_OK && is_stored;
-    if (is_stored && winner) {
+    if (is_stored && winner)
         *winner = row.tuned;
-    } else {
+    else
         qn_tuned_fini(&row.tuned);
-    }
     return is_stored ? QN_STORE_OK : QN_STORE_MISS;
 }
 
@@ -219,9 +211,8 @@ static int walk(struct qn_store *store, const char *sql, const char *text, visit
     while (is_found && !is_ended) {
         struct row row = { 0 };
         struct qn_db *db = qn_db_take(store, QN_READ);
-        if (!db) {
+        if (!db)
             return QN_STORE_MISS;
-        }
         struct qn_query query = qn_query(db, sql);
         qn_bind_int(&query, after);
         qn_bind_text(&query, text);
@@ -233,9 +224,8 @@ static int walk(struct qn_store *store, const char *sql, const char *text, visit
         qn_end(&query);
         status = qn_db_give(db);
         is_found = is_found && status == QN_STORE_OK;
-        if (is_found) {
+        if (is_found)
             is_ended = visit(user, &row.tuned);
-        }
         qn_tuned_fini(&row.tuned);
     }
     return status;

@@ -34,8 +34,12 @@
  *  - A context may be used by any number of threads at once; each thread has its own error text.
  *    quern_context_destroy() needs every other call to have ended. Do not use a context in a forked
  *    child: create a new one there.
+ *  - A NULL that must not be is refused ("kernel=NULL: must be given"; of a NULL context without a
+ *    text); what returns nothing then does nothing.
  *  - Sizes are in elements unless the name says bytes. Strides are in elements.
  *  - Everything obtained from a context (kernels, families, texts) lives until it is destroyed.
+ *  - Until 1.0 a program must be built with the header of the library that it loads: structs may
+ *    grow. The soname changes with the ABI; a size field turns a mismatch into an error.
  */
 #ifndef QUERN_H
 #define QUERN_H
@@ -49,6 +53,9 @@ extern "C" {
 
 #define QUERN_VERSION "0.1.0"
 #define QUERN_API __attribute__((visibility("default")))
+/* clang-format off */
+#define QUERN_INIT(type) { .size = sizeof(type) } /* of the structs that have a size field */
+/* clang-format on */
 
 /* ---- Outcomes ------------------------------------------------------------------------------ */
 
@@ -96,9 +103,8 @@ QUERN_API const char *quern_version(void);
 
 enum quern_dtype {
 #define X(upper, lower, bytes) QUERN_##upper,
-    QUERN_DTYPE_LIST(X)
+    QUERN_DTYPE_LIST(X) QUERN_DTYPE_COUNT
 #undef X
-    QUERN_DTYPE_COUNT
 };
 
 QUERN_API const char *quern_dtype_name(int dtype); /* "bf16"; "?" outside the list */
@@ -148,8 +154,14 @@ struct quern_spec {
 
 /* One array argument. {pointer} alone is dense (row-major); with rank > 0, strides[0..rank) are in
  * elements, outermost first; a rank below the family's leaves out leading dimensions of extent 1.
- * The innermost stride is 1 unless the family says otherwise. size_bytes, where not 0, is what may
- * be used from data on: a call that would need more is refused. */
+ * size_bytes, where not 0, is what may be used from data on: a call that needs more is refused.
+ *  - Strides are not negative, the innermost is 1; those of dimensions of extent 1 do not matter.
+ *    Outer ones may be in any order of size: heads of a [tokens, heads, dim] tensor as a batch are
+ *    {dim, heads * dim, 1}. An input's may also be 0 or step less than what is inside them, so that
+ *    elements are read more than once; an output's elements may not overlap.
+ *  - Inputs may share memory. An output that shares any with another array, from the first to the
+ *    last byte of each, is refused; but where the family says so (copy does, gemm does not) it may
+ *    be an input's very data, shape and strides. */
 struct quern_array {
     void *data;
     size_t size_bytes;
@@ -183,8 +195,9 @@ QUERN_API void quern_family_describe(const struct quern_family *family,
                                      struct quern_family_description *description);
 
 /* Register a family made by the caller (see <quern/family.h>). It must outlive the context. INVALID
- * if its tables are inconsistent or the name is taken. quern_plugin_load() dlopens `path`, calls its
- * `const struct quern_family *quern_plugin(int index)` for 0, 1, ... until NULL and registers each. */
+ * if its tables are inconsistent or the name is taken. quern_plugin_load() dlopens `path`, calls
+ * its `const struct quern_family *quern_plugin(int index)` for 0, 1, ... until NULL and registers
+ * each. */
 QUERN_API int quern_family_register(struct quern_context *ctx, const struct quern_family *family);
 QUERN_API int quern_plugin_load(struct quern_context *ctx, const char *path);
 
@@ -193,10 +206,11 @@ QUERN_API int quern_spec_init(struct quern_context *ctx, const char *name, struc
 /* Set one parameter from text ("512", "bf16", "nt"). INVALID names it and what is allowed. */
 QUERN_API int quern_spec_set(struct quern_context *ctx, struct quern_spec *spec, const char *name,
                              const char *value);
-/* "gemm m=512 n=4096 k=14336 a=bf16" and back. Text is canonical: every parameter, in .def order. */
+/* "gemm m=512 n=4096 k=14336 a=bf16" and back. Text is canonical: all parameters, in .def order. */
 QUERN_API int quern_spec_parse(struct quern_context *ctx, const char *text,
                                struct quern_spec *spec);
-/* Writes at most `size` bytes, always terminated; returns the full length, as snprintf does. */
+/* Writes at most `size` bytes, always terminated; returns the full length, as snprintf does, or
+ * INVALID, which is negative, when spec or its family is NULL. */
 QUERN_API int quern_spec_text(const struct quern_spec *spec, char *text, size_t size);
 /* Domains, then the family's own rules; also that every array's byte count fits 63 bits. */
 QUERN_API int quern_spec_validate(struct quern_context *ctx, const struct quern_spec *spec);
@@ -209,7 +223,8 @@ QUERN_API int quern_spec_shape(struct quern_context *ctx, const struct quern_spe
 enum quern_log_level { QUERN_LOG_OFF, QUERN_LOG_WARN, QUERN_LOG_INFO, QUERN_LOG_DEBUG };
 
 /* NULL and 0 mean: the environment variable in brackets, else the default. The environment is read
- * once, here. */
+ * once, here. log, alloc and free may be called from any thread, several at once, and must not call
+ * back into the context. */
 struct quern_options {
     size_t size;           /* sizeof(struct quern_options) */
     const char *cache;     /* file [QUERN_CACHE, else ~/.cache/quern/quern.db]; "" = memory only */
@@ -222,12 +237,14 @@ struct quern_options {
     int threads;           /* threads that execute a CPU grid [OMP_NUM_THREADS, else all] */
     int log_level;         /* enum quern_log_level [QUERN_LOG=off|warn|info|debug, else warn] */
     void (*log)(void *user, int level, const char *line); /* NULL: nothing is said */
-    /* Memory for workspaces and tuning buffers, 256-byte aligned; NULL: the backend's own. */
-    void *(*alloc)(size_t bytes, int device, void *stream, void *user);
-    void (*free)(void *data, size_t bytes, int device, void *stream, void *user);
-    void *user;
+    void *user;                                           /* log's */
+    /* Memory for workspaces and tuning buffers, 256-byte aligned, or NULL when there is none. What
+     * is aligned worse is handed back and the call refused. Both NULL: the backend's own. */
+    void *(*alloc)(size_t bytes, int device, void *stream, void *alloc_user);
+    void (*free)(void *data, size_t bytes, int device, void *stream, void *alloc_user);
+    void *alloc_user;
 };
-#define QUERN_OPTIONS_INIT { .size = sizeof(struct quern_options) }
+#define QUERN_OPTIONS_INIT QUERN_INIT(struct quern_options)
 
 /* options may be NULL. Opens the cache and finds the device; loads no compiler. On failure *ctx is
  * still set (unless memory ran out: NULL) and good for quern_errmsg() and destroy only. */
@@ -258,10 +275,10 @@ struct quern_request {
     const struct quern_spec *spec;
     const struct quern_array *arrays;
     const char *variant; /* only this variant; NULL: any */
-    const char *config;  /* exactly these choices, "bm=64,bn=128"; NULL: tuned, neighbour, heuristic */
+    const char *config;  /* these choices, "bm=64,bn=128"; NULL: tuned, neighbour, heuristic */
     const char *target;  /* for quern_build() and quern_generate(): "cpu:x86-64-v3", "sm_90a" */
 };
-#define QUERN_REQUEST_INIT { .size = sizeof(struct quern_request) }
+#define QUERN_REQUEST_INIT QUERN_INIT(struct quern_request)
 
 enum quern_config_from {
     QUERN_CONFIG_GIVEN,
@@ -292,25 +309,25 @@ struct quern_report {
 struct quern_kernel; /* a plan, compiled and loaded; owned by the context; any thread may use it */
 
 /* The kernel for the spec's bucket on the context's device: from memory, else the store, else
- * compiled. Never tunes. SEALED names the missing key. */
+ * compiled; a repeated request gets the same one. Never tunes. SEALED names the missing key. */
 QUERN_API int quern_prepare(struct quern_context *ctx, const struct quern_request *request,
                             struct quern_kernel **kernel);
 /* How the kernel came about. */
 QUERN_API void quern_kernel_report(const struct quern_kernel *kernel, struct quern_report *report);
-/* An upper bound, in bytes, for every spec of the kernel's bucket. */
+/* An upper bound, in bytes, for every spec of the kernel's bucket; 0 for NULL. */
 QUERN_API size_t quern_kernel_workspace(const struct quern_kernel *kernel);
 
-/* How a call runs. stream: the device's stream (CPU: NULL). workspace: at least
- * quern_kernel_workspace() bytes, 256-byte aligned, not shared with a concurrent call; NULL: taken
- * from the allocator hook. */
+/* How a call runs; start from { 0 }. stream: the device's stream (CPU: NULL). workspace: at least
+ * quern_kernel_workspace() bytes, 256-byte aligned, shared with no array and no concurrent call;
+ * NULL: taken from the allocator hook. */
 struct quern_call {
     void *stream;
     void *workspace;
     size_t workspace_bytes;
 };
 
-/* Launch on arrays (one entry for each of the family's; {NULL} for absent ones). spec must be in the
- * kernel's bucket. The CPU runs it before returning; elsewhere it is ordered by the stream. No
+/* Launch on arrays (one entry for each of the family's; {NULL} for absent ones). spec must be in
+ * the kernel's bucket. The CPU runs it before returning; elsewhere it is ordered by the stream. No
  * lock, string or getenv; no allocation when call->workspace is given or none is needed. */
 QUERN_API int quern_launch(struct quern_context *ctx, struct quern_kernel *kernel,
                            const struct quern_spec *spec, const struct quern_array *arrays,
@@ -346,8 +363,8 @@ struct quern_check {
     char why[256]; /* "" when ok */
 };
 
-/* Poison the outputs, launch once, compare with the reference. The outputs are left as a call leaves
- * them. Returns QUERN_OK also when check->ok is 0. */
+/* Poison the outputs, launch once, compare with the reference. The outputs are left as a call
+ * leaves them. Returns QUERN_OK also when check->ok is 0. */
 QUERN_API int quern_verify(struct quern_context *ctx, struct quern_kernel *kernel,
                            const struct quern_spec *spec, const struct quern_array *arrays,
                            uint64_t seed, struct quern_check *check);
@@ -370,16 +387,16 @@ struct quern_tune_progress {
 
 struct quern_tune_options {
     size_t size;
-    double budget_s;      /* 0: none */
-    int max_configs;      /* 0: all candidates */
-    int force;            /* tune again although a winner is stored: a new generation */
-    int jobs;             /* compile jobs; 0: one a core */
-    size_t memory_bytes;  /* for private buffers; 0: a quarter of the free memory */
+    double budget_s;     /* 0: none */
+    int max_configs;     /* 0: all candidates */
+    int force;           /* tune again although a winner is stored: a new generation */
+    int jobs;            /* compile jobs; 0: one a core */
+    size_t memory_bytes; /* for private buffers; 0: a quarter of the free memory */
     uint64_t seed;
     int (*progress)(void *user, const struct quern_tune_progress *progress); /* non-zero stops */
     void *user;
 };
-#define QUERN_TUNE_OPTIONS_INIT { .size = sizeof(struct quern_tune_options) }
+#define QUERN_TUNE_OPTIONS_INIT QUERN_INIT(struct quern_tune_options)
 
 struct quern_tune_entry {
     char variant[64], config[512];
@@ -393,13 +410,18 @@ struct quern_tune_result {
     double speedup, seconds;
     int64_t scratch_bytes;
     int is_reused; /* a stored winner was returned; nothing was measured */
+    int is_drawn;  /* inputs were drawn: the sizes given are not the bucket's bound */
 };
 
-/* Find the best config of the request's bucket and store it. request->arrays, when given, are read
- * and come back bit for bit; else the family's inputs are drawn. request->variant restricts the
- * search. Needs request->config NULL. */
+/* Find the best config of the request's bucket and store it; a cache that cannot take it leaves it
+ * with the context. request->arrays, when given, are run on and come back bit for bit, if every
+ * DYNAMIC parameter has its bucket's value; else (result->is_drawn) and without arrays the family's
+ * inputs are drawn. request->variant restricts the search. Needs request->config NULL and the
+ * device's own profile. While another process tunes the bucket, progress is told once a second
+ * (done=0, outcome "waiting for another process"); stopped there, the call returns QUERN_MISS. */
 QUERN_API int quern_tune(struct quern_context *ctx, const struct quern_request *request,
-                         const struct quern_tune_options *options, struct quern_tune_result *result);
+                         const struct quern_tune_options *options,
+                         struct quern_tune_result *result);
 
 #ifdef __cplusplus
 }

@@ -1,8 +1,10 @@
 /* Array arguments: the caller's {data, strides} against the shapes that the spec asks for.
  *
  * qn_arrays_bind() is the one gate: behind it every array has its family's rank, strides that stay
- * inside 63 bits, rows of outputs that do not overlap, memory enough where its size is known, and a
- * base aligned to its element. It runs on every call: no allocation, no text unless it refuses.
+ * inside 63 bits, elements of outputs that do not overlap, memory enough where its size is known,
+ * and a base aligned to its element; no output shares memory with another array, unless it lies
+ * exactly on an input and the family says that it may. It runs on every call: no allocation, no
+ * text unless it refuses.
  */
 #include "jit/context.h"
 
@@ -72,38 +74,72 @@ static int strides_given(const char *name, const struct quern_shape *shape,
     return QUERN_OK;
 }
 
+/* Strides of dimensions of one do not matter; the others, in any order of size, are not negative,
+ * the innermost is 1, and the last byte lies within 63 bits. */
 static int check_strides(const char *name, const struct quern_shape *shape,
                          const struct quern_array *bound, struct quern_message *why)
 {
-    int64_t inner = 1, reach = (int64_t)quern_dtype_bytes(shape->dtype), bytes;
+    int64_t reach = (int64_t)quern_dtype_bytes(shape->dtype), bytes;
     for (int d = shape->rank - 1; d >= 0; d--) {
+        int64_t stride = bound->strides[d];
         if (shape->dims[d] <= 1)
             continue;
-        int64_t stride = bound->strides[d];
         if (d == shape->rank - 1 && stride != 1)
             return quern_refuse(why, "%s.strides[%d]=%lld: the innermost must be 1", name, d,
                                 (long long)stride);
-        bool is_short = shape->role == QUERN_IN ? stride != 0 && stride < inner : stride < inner;
-        if (is_short)
-            return quern_refuse(why, "%s.strides[%d]=%lld: must be at least %lld%s", name, d,
-                                (long long)stride, (long long)inner,
-                                shape->role == QUERN_IN ? ", or 0 to repeat" : "");
+        if (stride < 0)
+            return quern_refuse(why, "%s.strides[%d]=%lld: must be at least 0", name, d,
+                                (long long)stride);
         if (__builtin_mul_overflow(shape->dims[d] - 1, stride, &bytes) ||
             __builtin_mul_overflow(bytes, (int64_t)quern_dtype_bytes(shape->dtype), &bytes) ||
             __builtin_add_overflow(reach, bytes, &reach))
             return quern_refuse(why, "%s.strides[%d]=%lld: its reach overflows 63 bits", name, d,
                                 (long long)stride);
-        if (stride)
-            inner = stride * (shape->dims[d] - 1) + inner;
+    }
+    return QUERN_OK;
+}
+
+/* The dimension of the least stride among those in `left`, the inner one of equals; -1: none. */
+static int least_stride(const struct quern_shape *shape, const struct quern_array *bound,
+                        unsigned left)
+{
+    int least = -1;
+    for (int d = shape->rank - 1; d >= 0; d--) {
+        if (left >> d & 1 && (least < 0 || bound->strides[d] < bound->strides[least]))
+            least = d;
+    }
+    return least;
+}
+
+/* No two elements of an output share memory: from the least stride to the greatest, each steps over
+ * all that lies inside it. Other strides could do so too, but no layout in use has them. */
+static int check_distinct(const char *name, const struct quern_shape *shape,
+                          const struct quern_array *bound, struct quern_message *why)
+{
+    int64_t inside = 1; /* elements from the first to the last of what was looked at */
+    unsigned left = 0;
+    int last = shape->rank - 1;
+    if (is_empty(shape))
+        return QUERN_OK;
+    if (last >= 0)
+        inside = shape->dims[last]; /* its stride is 1 */
+    for (int d = 0; d < last; d++)
+        left |= (unsigned)(shape->dims[d] > 1) << d;
+    for (int d; (d = least_stride(shape, bound, left)) >= 0; left &= ~(1u << d)) {
+        if (bound->strides[d] < inside)
+            return quern_refuse(why,
+                                "%s.strides[%d]=%lld: must be at least %lld, so that its "
+                                "elements do not overlap",
+                                name, d, (long long)bound->strides[d], (long long)inside);
+        inside += bound->strides[d] * (shape->dims[d] - 1);
     }
     return QUERN_OK;
 }
 
 static int check_memory(const char *name, const struct quern_shape *shape,
-                        const struct quern_array *bound, struct quern_message *why)
+                        const struct quern_array *bound, int64_t span, struct quern_message *why)
 {
     size_t element = quern_dtype_bytes(shape->dtype);
-    int64_t span = qn_array_span(shape, bound);
     if (!span)
         return QUERN_OK;
     if (!bound->data)
@@ -117,19 +153,75 @@ static int check_memory(const char *name, const struct quern_shape *shape,
     return QUERN_OK;
 }
 
+/* ---- Overlaps ------------------------------------------------------------------------------ */
+
+/* Element for element in the same place. */
+static bool is_same_view(const struct quern_shape *a, const struct quern_array *bound_a,
+                         const struct quern_shape *b, const struct quern_array *bound_b)
+{
+    if (bound_a->data != bound_b->data || a->rank != b->rank ||
+        quern_dtype_bytes(a->dtype) != quern_dtype_bytes(b->dtype))
+        return false;
+    for (int d = 0; d < a->rank; d++) {
+        if (a->dims[d] != b->dims[d] ||
+            (a->dims[d] > 1 && bound_a->strides[d] != bound_b->strides[d]))
+            return false;
+    }
+    return true;
+}
+
+static int refuse_overlap(const struct quern_family *family, int output, int other,
+                          const struct quern_array *bound, struct quern_message *why)
+{
+    const char *name = family->arrays[other].name;
+    bool may_lie_on = family->aliasable >> output & 1;
+    return quern_refuse(why, "%s=%p: overlaps %s=%p: must share no memory with it%s",
+                        family->arrays[output].name, bound[output].data, name, bound[other].data,
+                        may_lie_on ? ", or be an input's very data, shape and strides" : "");
+}
+
+/* Outputs against all others. A span runs from the first byte to the last one, whatever lies
+ * between its rows. Differences are modulo 2^64: one begins inside the other. */
+static int check_overlaps(const struct quern_family *family, const struct quern_shape *shapes,
+                          const struct quern_array *bound, const int64_t *spans,
+                          struct quern_message *why)
+{
+    for (int i = 0; i < family->array_count; i++) {
+        if (!spans[i] || shapes[i].role == QUERN_IN)
+            continue;
+        uint64_t begin = (uint64_t)(uintptr_t)bound[i].data;
+        for (int j = 0; j < family->array_count; j++) {
+            uint64_t other = (uint64_t)(uintptr_t)bound[j].data;
+            if (j == i || !spans[j] ||
+                (other - begin >= (uint64_t)spans[i] && begin - other >= (uint64_t)spans[j]))
+                continue;
+            bool is_allowed = family->aliasable >> i & 1 && shapes[j].role == QUERN_IN &&
+                              is_same_view(&shapes[i], &bound[i], &shapes[j], &bound[j]);
+            if (!is_allowed)
+                return refuse_overlap(family, i, j, bound, why);
+        }
+    }
+    return QUERN_OK;
+}
+
+/* ---- The gate ------------------------------------------------------------------------------ */
+
 int qn_arrays_bind(const struct quern_spec *spec, const struct quern_array *arrays,
                    struct quern_array bound[QUERN_MAX_ARRAYS], struct quern_message *why)
 {
     const struct quern_family *family = spec->family;
+    struct quern_shape shapes[QUERN_MAX_ARRAYS];
+    int64_t spans[QUERN_MAX_ARRAYS];
     if (!arrays)
         return quern_refuse(why, "arrays=NULL: must be %d arrays", family->array_count);
     for (int i = 0; i < family->array_count; i++) {
         const char *name = family->arrays[i].name;
-        struct quern_shape shape;
-        family->shape(spec, i, &shape);
-        bound[i].data = shape.role == QUERN_ABSENT ? NULL : arrays[i].data;
+        struct quern_shape *shape = &shapes[i];
+        family->shape(spec, i, shape);
+        spans[i] = 0;
+        bound[i].data = shape->role == QUERN_ABSENT ? NULL : arrays[i].data;
         bound[i].size_bytes = arrays[i].size_bytes;
-        if (shape.role == QUERN_ABSENT) {
+        if (shape->role == QUERN_ABSENT) {
             if (arrays[i].data)
                 return quern_refuse(why, "%s=%p: must be NULL, as this spec has no %s", name,
                                     arrays[i].data, name);
@@ -137,12 +229,15 @@ int qn_arrays_bind(const struct quern_spec *spec, const struct quern_array *arra
             continue;
         }
         if (arrays[i].rank == 0) {
-            strides_dense(&shape, &bound[i]);
+            strides_dense(shape, &bound[i]);
         } else {
-            QN_TRY(strides_given(name, &shape, &arrays[i], &bound[i], why));
-            QN_TRY(check_strides(name, &shape, &bound[i], why));
+            QN_TRY(strides_given(name, shape, &arrays[i], &bound[i], why));
+            QN_TRY(check_strides(name, shape, &bound[i], why));
+            if (shape->role != QUERN_IN)
+                QN_TRY(check_distinct(name, shape, &bound[i], why));
         }
-        QN_TRY(check_memory(name, &shape, &bound[i], why));
+        spans[i] = qn_array_span(shape, &bound[i]);
+        QN_TRY(check_memory(name, shape, &bound[i], spans[i], why));
     }
-    return QUERN_OK;
+    return check_overlaps(family, shapes, bound, spans, why);
 }

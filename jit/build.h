@@ -51,4 +51,12 @@ struct qn_choice {
 int qn_choose(struct quern_context *ctx, const struct qn_build_request *request,
               struct qn_choice *choice);
 
+/* The request's problem, as variants take it. */
+struct quern_problem qn_problem_of(const struct qn_build_request *request);
+/* Whether the variant is the one asked for, if one is, and serves the problem. */
+bool qn_variant_usable(const struct qn_build_request *request, const struct quern_variant *variant);
+/* The heuristic's config with what `text` names put over it; refused unless it is legal. */
+int qn_config_for(const struct qn_build_request *request, const struct quern_variant *variant,
+                  const char *text, int32_t *config, struct quern_message *why);
+
 #endif

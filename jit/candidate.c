@@ -24,6 +24,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "jit/winners.h"
+
 #define MAX_PER_VARIANT 4096
 #define MAX_VARIANTS 16
 #define MAX_SEEDS 16
@@ -32,22 +34,12 @@
 /* ---- The list ------------------------------------------------------------------------------ */
 
 struct gathering {
-    struct quern_context *ctx;
-    const struct qn_bucket *bucket;
-    struct quern_problem problem;
-    const char *only; /* variant; NULL: any */
+    struct qn_build_request request; /* of any candidate: no config */
+    struct quern_problem problem;    /* the request's */
     struct qn_candidates *candidates;
     int capacity, limit, seeds;
     bool is_out_of_memory;
 };
-
-static bool is_usable(const struct gathering *gathering, const struct quern_variant *variant)
-{
-    if (gathering->only && strcmp(gathering->only, variant->name))
-        return false;
-    return variant->device == gathering->problem.target->kind &&
-           variant->supports(&gathering->problem);
-}
 
 static bool is_full(const struct gathering *gathering)
 {
@@ -97,10 +89,10 @@ static void candidate_add(struct gathering *gathering, const struct quern_varian
 /* 1 */
 static void add_heuristics(struct gathering *gathering)
 {
-    const struct quern_family *family = gathering->bucket->spec.family;
+    const struct quern_family *family = gathering->request.bucket->spec.family;
     for (int v = 0; family->variants[v]; v++) {
         int32_t config[QUERN_MAX_KNOBS] = { 0 };
-        if (!is_usable(gathering, family->variants[v]))
+        if (!qn_variant_usable(&gathering->request, family->variants[v]))
             continue;
         family->variants[v]->heuristic(&gathering->problem, config);
         candidate_add(gathering, family->variants[v], config);
@@ -114,11 +106,10 @@ static int add_seed(void *user, const struct qn_tuned *row)
     struct quern_message why;
     int32_t config[QUERN_MAX_KNOBS] = { 0 };
     const struct quern_variant *variant =
-        qn_variant_find(gathering->bucket->spec.family, row->variant);
-    if (!variant || !is_usable(gathering, variant))
+        qn_variant_find(gathering->request.bucket->spec.family, row->variant);
+    if (!variant || !qn_variant_usable(&gathering->request, variant))
         return 0;
-    variant->heuristic(&gathering->problem, config);
-    if (!qn_config_parse(variant, row->config, config, &why))
+    if (!qn_config_for(&gathering->request, variant, row->config, config, &why))
         candidate_add(gathering, variant, config);
     return ++gathering->seeds >= MAX_SEEDS;
 }
@@ -126,12 +117,12 @@ static int add_seed(void *user, const struct qn_tuned *row)
 /* 3 */
 static void add_lists(struct gathering *gathering)
 {
-    const struct quern_family *family = gathering->bucket->spec.family;
+    const struct quern_family *family = gathering->request.bucket->spec.family;
     int32_t(*configs[MAX_VARIANTS])[QUERN_MAX_KNOBS] = { NULL };
     int counts[MAX_VARIANTS] = { 0 }, longest = 0;
     for (int v = 0; v < MAX_VARIANTS && family->variants[v]; v++) {
         const struct quern_variant *variant = family->variants[v];
-        if (!variant->candidates || !is_usable(gathering, variant))
+        if (!variant->candidates || !qn_variant_usable(&gathering->request, variant))
             continue;
         configs[v] = calloc(MAX_PER_VARIANT, sizeof(*configs[v]));
         gathering->is_out_of_memory |= !configs[v];
@@ -154,13 +145,11 @@ int qn_candidates_init(struct qn_candidates *candidates, struct quern_context *c
                        int limit)
 {
     struct gathering gathering = {
-        .ctx = ctx,
-        .bucket = bucket,
-        .problem = { &bucket->spec, &ctx->target, &ctx->profile, bucket->alignment },
-        .only = variant,
+        .request = { bucket, &ctx->target, &ctx->profile, variant, NULL, false },
         .candidates = candidates,
         .limit = limit,
     };
+    gathering.problem = qn_problem_of(&gathering.request);
     memset(candidates, 0, sizeof(*candidates));
     if (variant && !qn_variant_find(bucket->spec.family, variant))
         return qn_fail(ctx, QUERN_INVALID, "variant=%s: %s has no such variant", variant,
@@ -169,7 +158,7 @@ int qn_candidates_init(struct qn_candidates *candidates, struct quern_context *c
     if (!candidates->count && !gathering.is_out_of_memory)
         return qn_fail(ctx, QUERN_UNSUPPORTED, "%s: no variant serves this spec on this device",
                        bucket->spec.family->name);
-    qn_tuned_each(ctx->store, group, add_seed, &gathering);
+    qn_winner_each(ctx, group, add_seed, &gathering);
     add_lists(&gathering);
     if (!gathering.is_out_of_memory)
         return QUERN_OK;
@@ -303,7 +292,7 @@ int qn_builder_create(struct quern_context *ctx, const struct qn_bucket *bucket,
                       struct qn_candidates *candidates, const struct qn_builder_options *options,
                       struct qn_builder **out)
 {
-    size_t jobs = (size_t)options->jobs;
+    size_t jobs = options->jobs > 1 ? (size_t)options->jobs : 1;
     struct qn_builder *builder = calloc(1, sizeof(*builder) + jobs * sizeof(builder->threads[0]));
     if (!builder)
         return qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
@@ -314,7 +303,7 @@ int qn_builder_create(struct quern_context *ctx, const struct qn_bucket *bucket,
     pthread_mutex_init(&builder->lock, NULL);
     pthread_cond_init(&builder->work, NULL);
     pthread_cond_init(&builder->idle, NULL);
-    while (builder->thread_count < options->jobs &&
+    while (builder->thread_count < (int)jobs &&
            !pthread_create(&builder->threads[builder->thread_count], NULL, builder_main, builder))
         builder->thread_count++;
     if (!builder->thread_count) {

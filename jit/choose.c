@@ -13,31 +13,30 @@
 
 #include "jit/build.h"
 #include "jit/target.h"
+#include "jit/winners.h"
 
 /* A neighbour further away than this, in factors of two summed over the dynamic parameters, says less
  * than the heuristic does. */
 #define NEIGHBOUR_REACH 2.5
 
-static struct quern_problem problem_of(const struct qn_build_request *request)
+struct quern_problem qn_problem_of(const struct qn_build_request *request)
 {
     return (struct quern_problem){ &request->bucket->spec, request->target, request->profile,
                                    request->bucket->alignment };
 }
 
-static bool is_usable(const struct qn_build_request *request, const struct quern_variant *variant)
+bool qn_variant_usable(const struct qn_build_request *request, const struct quern_variant *variant)
 {
-    const struct quern_problem problem = problem_of(request);
+    const struct quern_problem problem = qn_problem_of(request);
     if (request->variant && strcmp(request->variant, variant->name))
         return false;
     return variant->device == request->target->kind && variant->supports(&problem);
 }
 
-/* The heuristic's config with what `text` names put over it. */
-static int config_from_text(const struct qn_build_request *request,
-                            const struct quern_variant *variant, const char *text,
-                            int32_t *config, struct quern_message *why)
+int qn_config_for(const struct qn_build_request *request, const struct quern_variant *variant,
+                  const char *text, int32_t *config, struct quern_message *why)
 {
-    const struct quern_problem problem = problem_of(request);
+    const struct quern_problem problem = qn_problem_of(request);
     variant->heuristic(&problem, config);
     QN_TRY(qn_config_parse(variant, text, config, why));
     return qn_config_check(variant, &problem, config, why);
@@ -62,7 +61,7 @@ static int choose_first(struct quern_context *ctx, const struct qn_build_request
     const struct quern_family *family = request->bucket->spec.family;
     *variant = NULL;
     for (int i = 0; family->variants[i]; i++) {
-        if (is_usable(request, family->variants[i])) {
+        if (qn_variant_usable(request, family->variants[i])) {
             *variant = family->variants[i];
             return QUERN_OK;
         }
@@ -84,8 +83,8 @@ static int choose_row(const struct qn_build_request *request, const struct qn_tu
     struct quern_message why;
     const struct quern_variant *variant =
         qn_variant_find(request->bucket->spec.family, row->variant);
-    if (!variant || !is_usable(request, variant) ||
-        config_from_text(request, variant, row->config, choice->config, &why))
+    if (!variant || !qn_variant_usable(request, variant) ||
+        qn_config_for(request, variant, row->config, choice->config, &why))
         return QUERN_MISS;
     choice->variant = variant;
     return QUERN_OK;
@@ -136,7 +135,7 @@ static int choose_stored(struct quern_context *ctx, const struct qn_build_reques
     int status = QUERN_MISS;
     if (qn_tuned_key(request->bucket, request->profile, &text, &group))
         return QUERN_MISS; /* out of memory: the heuristic still serves */
-    if (qn_tuned_find(ctx->store, text, &row) == QN_STORE_OK) {
+    if (qn_winner_find(ctx, text, &row) == QN_STORE_OK) {
         status = choose_row(request, &row, choice);
         choice->from = QUERN_CONFIG_TUNED;
         if (status)
@@ -144,7 +143,7 @@ static int choose_stored(struct quern_context *ctx, const struct qn_build_reques
         qn_tuned_fini(&row);
     }
     if (status) {
-        qn_tuned_each(ctx->store, group, visit_neighbour, &search);
+        qn_winner_each(ctx, group, visit_neighbour, &search);
         if (search.distance < NEIGHBOUR_REACH) {
             choice->from = QUERN_CONFIG_NEIGHBOUR;
             status = QUERN_OK;
@@ -158,14 +157,14 @@ static int choose_stored(struct quern_context *ctx, const struct qn_build_reques
 int qn_choose(struct quern_context *ctx, const struct qn_build_request *request,
               struct qn_choice *choice)
 {
-    const struct quern_problem problem = problem_of(request);
+    const struct quern_problem problem = qn_problem_of(request);
     const struct quern_variant *variant;
     struct quern_message why;
     QN_TRY(choose_first(ctx, request, &variant));
     if (request->config) {
         choice->variant = variant;
         choice->from = QUERN_CONFIG_GIVEN;
-        int status = config_from_text(request, variant, request->config, choice->config, &why);
+        int status = qn_config_for(request, variant, request->config, choice->config, &why);
         return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
     }
     if (choose_stored(ctx, request, choice) == QUERN_OK)

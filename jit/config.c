@@ -7,6 +7,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "jit/text.h"
+
 static int knob_find(const struct quern_variant *variant, const char *name)
 {
     for (int i = 0; i < variant->knob_count; i++) {
@@ -20,10 +22,8 @@ static int refuse_knob(const struct quern_variant *variant, const char *name, co
                        struct quern_message *why)
 {
     char known[256] = "";
-    for (int i = 0; i < variant->knob_count; i++) {
-        size_t used = strlen(known);
-        snprintf(known + used, sizeof(known) - used, "%s%s", i ? ", " : "", variant->knobs[i].name);
-    }
+    for (int i = 0; i < variant->knob_count; i++)
+        qn_list_add(known, sizeof(known), variant->knobs[i].name);
     return quern_refuse(why, "config %s=%s: %s has no such name; it has: %s", name, value,
                         variant->name, known);
 }

@@ -19,6 +19,7 @@
 #include <time.h>
 
 #include "jit/device.h"
+#include "jit/winners.h"
 
 double qn_now_ms(void)
 {
@@ -29,26 +30,50 @@ double qn_now_ms(void)
 
 /* ---- Threads and errors -------------------------------------------------------------------- */
 
-/* Threads keep their part on a list of the context's, so that destroy can free those of threads that
- * are still alive; the key's destructor takes a dying thread's off it. */
+/* A thread's part goes when the thread ends or when the context is destroyed, whichever is first,
+ * and both may happen at once: pthread_key_delete() does not wait for a destructor that libc has
+ * already fetched, with the part's address, for a thread that ends. How late that destructor comes
+ * is not bounded, so nothing that destroy frees, and no count in it, can tell it whether its part
+ * is still there. What can is the one thing that outlives contexts: a list of all parts of the
+ * process, in which an address is looked up before it is looked into. */
 struct thread_node {
     struct qn_thread thread; /* first: a qn_thread is its node */
     struct quern_context *ctx;
-    struct thread_node *previous, *next;
+    pthread_t owner; /* an address may be reused, but not by a thread that is about to end */
+    struct thread_node *next;
 };
+
+static pthread_mutex_t nodes_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct thread_node *nodes;
 
 static void thread_end(void *data)
 {
-    struct thread_node *node = data;
-    pthread_mutex_lock(&node->ctx->lock);
-    if (node->previous)
-        node->previous->next = node->next;
-    else
-        node->ctx->threads = node->next;
-    if (node->next)
-        node->next->previous = node->previous;
-    pthread_mutex_unlock(&node->ctx->lock);
+    struct thread_node **link = &nodes;
+    pthread_mutex_lock(&nodes_lock);
+    while (*link && (*link != data || !pthread_equal((*link)->owner, pthread_self())))
+        link = &(*link)->next;
+    struct thread_node *node = *link;
+    if (node)
+        *link = node->next;
+    pthread_mutex_unlock(&nodes_lock);
     free(node);
+}
+
+/* Frees the parts of all threads. */
+static void threads_fini(struct quern_context *ctx)
+{
+    pthread_key_delete(ctx->thread_key);
+    pthread_mutex_lock(&nodes_lock);
+    for (struct thread_node **link = &nodes; *link;) {
+        struct thread_node *node = *link;
+        if (node->ctx == ctx) {
+            *link = node->next;
+            free(node);
+        } else {
+            link = &node->next;
+        }
+    }
+    pthread_mutex_unlock(&nodes_lock);
 }
 
 struct qn_thread *qn_thread_get(struct quern_context *ctx)
@@ -60,14 +85,23 @@ struct qn_thread *qn_thread_get(struct quern_context *ctx)
     if (!node)
         return NULL;
     node->ctx = ctx;
-    pthread_mutex_lock(&ctx->lock);
-    node->next = ctx->threads;
-    if (node->next)
-        node->next->previous = node;
-    ctx->threads = node;
-    pthread_mutex_unlock(&ctx->lock);
-    pthread_setspecific(ctx->thread_key, node);
+    node->owner = pthread_self();
+    if (pthread_setspecific(ctx->thread_key, node)) {
+        free(node);
+        return NULL;
+    }
+    pthread_mutex_lock(&nodes_lock);
+    node->next = nodes;
+    nodes = node;
+    pthread_mutex_unlock(&nodes_lock);
     return &node->thread;
+}
+
+int qn_require(struct quern_context *ctx, const char *name, const void *pointer)
+{
+    if (!ctx)
+        return QUERN_INVALID;
+    return pointer ? QUERN_OK : qn_fail(ctx, QUERN_INVALID, "%s=NULL: must be given", name);
 }
 
 int qn_fail(struct quern_context *ctx, int status, const char *format, ...)
@@ -132,9 +166,12 @@ static int options_read_texts(struct quern_context *ctx)
         const char **text;
         const char *variable;
     } const list[] = {
-        { &ctx->options.cache, "QUERN_CACHE" },         { &ctx->options.device, NULL },
-        { &ctx->options.mode, "QUERN_MODE" },           { &ctx->options.clang, "QUERN_CLANG" },
-        { &ctx->options.templates, "QUERN_TEMPLATES" }, { &ctx->options.profile, NULL },
+        { &ctx->options.cache, "QUERN_CACHE" },
+        { &ctx->options.device, NULL },
+        { &ctx->options.mode, "QUERN_MODE" },
+        { &ctx->options.clang, "QUERN_CLANG" },
+        { &ctx->options.templates, "QUERN_TEMPLATES" },
+        { &ctx->options.profile, NULL },
         { &ctx->options.dump, NULL },
     };
     for (size_t i = 0; i < sizeof(list) / sizeof(list[0]); i++) {
@@ -273,15 +310,11 @@ void quern_context_destroy(struct quern_context *ctx)
     if (!ctx)
         return;
     qn_kernels_fini(ctx);
+    qn_winners_fini(ctx);
     qn_devices_close(ctx);
     qn_store_close(ctx->store);
     qn_families_fini(ctx);
-    pthread_key_delete(ctx->thread_key);
-    while (ctx->threads) {
-        struct thread_node *node = ctx->threads;
-        ctx->threads = node->next;
-        free(node);
-    }
+    threads_fini(ctx);
     for (size_t i = 0; i < sizeof(ctx->owned) / sizeof(ctx->owned[0]); i++)
         free(ctx->owned[i]);
     free(ctx->owned_cache);
@@ -291,11 +324,34 @@ void quern_context_destroy(struct quern_context *ctx)
 
 /* ---- Memory -------------------------------------------------------------------------------- */
 
+int qn_memory_get(struct quern_context *ctx, size_t bytes, void *stream, void **data,
+                  struct quern_message *why)
+{
+    const struct quern_options *options = &ctx->options;
+    void *memory = options->alloc ? options->alloc(bytes, 0, stream, options->alloc_user)
+                                  : ctx->backend->alloc(ctx->device, bytes, stream);
+    if (!memory) {
+        quern_refuse(why, "bytes=%zu: %s has no such memory", bytes,
+                     options->alloc ? "options.alloc" : "the device");
+        return QUERN_NO_MEMORY;
+    }
+    if ((uintptr_t)memory % QN_MEMORY_ALIGN) {
+        qn_free(ctx, memory, bytes, stream);
+        return quern_refuse(why, "options.alloc=%p for %zu bytes: must be a multiple of %d", memory,
+                            bytes, QN_MEMORY_ALIGN);
+    }
+    *data = memory;
+    return QUERN_OK;
+}
+
 void *qn_alloc(struct quern_context *ctx, size_t bytes, void *stream)
 {
-    if (ctx->options.alloc)
-        return ctx->options.alloc(bytes, 0, stream, ctx->options.user);
-    return ctx->backend->alloc(ctx->device, bytes, stream);
+    struct quern_message why;
+    void *memory;
+    if (qn_memory_get(ctx, bytes, stream, &memory, &why) == QUERN_OK)
+        return memory;
+    qn_log(ctx, QUERN_LOG_WARN, "%s", why.text);
+    return NULL;
 }
 
 void qn_free(struct quern_context *ctx, void *data, size_t bytes, void *stream)
@@ -303,30 +359,32 @@ void qn_free(struct quern_context *ctx, void *data, size_t bytes, void *stream)
     if (!data)
         return;
     if (ctx->options.free)
-        ctx->options.free(data, bytes, 0, stream, ctx->options.user);
+        ctx->options.free(data, bytes, 0, stream, ctx->options.alloc_user);
     else
         ctx->backend->free(ctx->device, data, bytes, stream);
 }
 
 int quern_memory_alloc(struct quern_context *ctx, size_t bytes, void **data)
 {
-    if (!data)
-        return qn_fail(ctx, QUERN_INVALID, "data=NULL: must point to the result");
-    void *memory = qn_alloc(ctx, bytes ? bytes : 1, NULL);
-    if (!memory)
-        return qn_fail(ctx, QUERN_NO_MEMORY, "bytes=%zu: the device has no such memory", bytes);
-    *data = memory;
-    return QUERN_OK;
+    struct quern_message why;
+    QN_TRY(qn_require(ctx, "data", data));
+    int status = qn_memory_get(ctx, bytes ? bytes : 1, NULL, data, &why);
+    return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
 }
 
 void quern_memory_free(struct quern_context *ctx, void *data, size_t bytes)
 {
-    qn_free(ctx, data, bytes ? bytes : 1, NULL);
+    if (ctx)
+        qn_free(ctx, data, bytes ? bytes : 1, NULL);
 }
 
 int quern_memory_copy(struct quern_context *ctx, void *to, const void *from, size_t bytes)
 {
-    if (bytes && (!to || !from))
-        return qn_fail(ctx, QUERN_INVALID, "%s=NULL: must be memory", to ? "from" : "to");
+    if (!ctx)
+        return QUERN_INVALID;
+    if (bytes) {
+        QN_TRY(qn_require(ctx, "to", to));
+        QN_TRY(qn_require(ctx, "from", from));
+    }
     return bytes ? ctx->backend->copy(ctx->device, to, from, bytes, NULL) : QUERN_OK;
 }

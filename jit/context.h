@@ -3,7 +3,7 @@
  *     quern_context ── device (backend, target, profile)
  *                   ├─ store            tuned rows, artifacts (cache/)
  *                   ├─ families         built-in, then registered
- *                   ├─ kernels          bucket -> struct quern_kernel, grows only
+ *                   ├─ kernels, given   bucket -> struct quern_kernel, grow only
  *                   └─ threads          error text, recent kernels: one a thread, by pthread key
  */
 #ifndef QN_CONTEXT_H
@@ -29,7 +29,8 @@
 
 #define QN_MAX_FAMILIES 256
 #define QN_DEVICE_KINDS 2 /* enum quern_device_kind */
-#define QN_RECENT 64 /* kernels a thread remembers; a power of two */
+#define QN_RECENT 64      /* kernels a thread remembers; a power of two */
+#define QN_MEMORY_ALIGN 256
 
 /* A spec's bucket with the alignment class of each array: what a kernel is made for. */
 struct qn_bucket {
@@ -75,22 +76,27 @@ struct quern_context {
     struct quern_profile profile;
     struct qn_store *store;
 
-    pthread_mutex_t lock; /* families, kernels, threads */
+    pthread_mutex_t lock; /* families, kernels */
     const struct quern_family *families[QN_MAX_FAMILIES];
     _Atomic int family_count;
     void *plugins[16]; /* dlopen handles */
     int plugin_count;
     struct quern_kernel *kernels[QN_KERNEL_CHAINS];
-    struct quern_kernel *retired; /* replaced by a newer winner; freed with the context */
-    _Atomic unsigned epoch;       /* moves when a bucket's kernel may have changed */
+    struct quern_kernel *given[QN_KERNEL_CHAINS]; /* with a variant or config of the caller's */
+    struct quern_kernel *retired;      /* replaced by a newer winner; freed with the context */
+    _Atomic unsigned epoch;            /* moves when a bucket's kernel may have changed */
+    struct qn_winner *_Atomic winners; /* that the store would not take: winners.c */
 
     pthread_key_t thread_key;
-    struct thread_node *threads; /* every living thread's part */
     char *owned[7], *owned_cache; /* copies behind options' texts */
 };
 
 /* The calling thread's part; NULL when memory ran out. */
 struct qn_thread *qn_thread_get(struct quern_context *ctx);
+
+/* For a public function's pointers: QUERN_INVALID without a text when ctx is NULL, and with
+ * "name=NULL: must be given" when pointer is. */
+int qn_require(struct quern_context *ctx, const char *name, const void *pointer);
 
 /* Sets the thread's error text and returns `status`. */
 int qn_fail(struct quern_context *ctx, int status, const char *format, ...)
@@ -109,7 +115,11 @@ double qn_now_ms(void); /* monotonic clock */
 /* What a backend is opened with: log and facts go through the context. */
 void qn_backend_options(struct quern_context *ctx, struct qn_backend_options *options);
 
-/* Workspace and tuning buffers: the caller's hook, else the backend. 256-byte aligned. */
+/* Workspace and tuning buffers: the caller's hook, else the backend. 256-byte aligned; a hook that
+ * gives other memory is refused by name. */
+int qn_memory_get(struct quern_context *ctx, size_t bytes, void *stream, void **data,
+                  struct quern_message *why);
+/* The same; NULL for whatever reason. */
 void *qn_alloc(struct quern_context *ctx, size_t bytes, void *stream);
 void qn_free(struct quern_context *ctx, void *data, size_t bytes, void *stream);
 
@@ -119,7 +129,8 @@ void qn_families_fini(struct quern_context *ctx);
 const struct quern_variant *qn_variant_find(const struct quern_family *family, const char *name);
 
 /* ---- spec.c ---- */
-/* QUERN_INVALID unless spec is of a registered family and passes domains and rules. */
+/* QUERN_INVALID unless the values of spec lie in the domains of its family, pass its rules and give
+ * arrays whose bytes fit 63 bits. The family is taken as it is: it was checked when registered. */
 int qn_spec_check(const struct quern_spec *spec, struct quern_message *why);
 /* QUERN_INVALID unless the parameter's words exist and its default lies in its domain. */
 int qn_param_check(const struct quern_param *param, struct quern_message *why);
@@ -133,9 +144,9 @@ void qn_value_text(const struct quern_param *param, int64_t value, bool is_key, 
                    size_t bytes);
 
 /* ---- arrays.c ---- */
-/* Checks pointers, alignment, rank, strides and size_bytes against the spec, and fills in rank and
- * strides: what bind() and everything that walks an array starts from. arrays[i].data is NULL in
- * *bound for absent arrays. */
+/* Checks pointers, alignment, rank, strides, size_bytes and overlaps against the spec, and fills in
+ * rank and strides: what bind() and everything that walks an array starts from. arrays[i].data is
+ * NULL in *bound for absent arrays. */
 int qn_arrays_bind(const struct quern_spec *spec, const struct quern_array *arrays,
                    struct quern_array bound[QUERN_MAX_ARRAYS], struct quern_message *why);
 /* Bytes from data to one past the last element reached through the strides; 0 if empty. */
@@ -157,6 +168,9 @@ int qn_tuned_key(const struct qn_bucket *bucket, const struct quern_profile *pro
                  char **group);
 
 /* ---- dispatch.c ---- */
+/* Refuses, with a text on ctx, a request that is NULL, was made with another header or has a bad
+ * spec; its other members are the caller's to look at. */
+int qn_request_check(struct quern_context *ctx, const struct quern_request *request);
 /* QUERN_INVALID unless spec is a member of the kernel's bucket and the arrays are aligned as it was
  * made for. */
 int qn_kernel_accepts(const struct quern_kernel *kernel, const struct quern_spec *spec,

@@ -8,9 +8,13 @@
  *        5. qn_build()                           once a bucket
  *        6. bind the plan and launch             arithmetic only
  *
- * A recent entry is good while the context's epoch is the one it was remembered in: tuning moves the
- * epoch, so every thread picks up the new winner at its next call. Kernels are never freed before
- * the context, since a thread may be launching one; a replaced kernel goes to the retired list.
+ * A recent entry is good while the context's epoch is the one it was remembered in: tuning moves
+ * the epoch, so every thread picks up the new winner at its next call. Kernels are never freed
+ * before the context, since a thread may be launching one; a replaced kernel goes to the retired
+ * list.
+ *
+ * Kernels that quern_prepare() makes with a variant or config of the caller's are in a table of
+ * their own, by what the request came to: quern_run() never finds them, the same request does.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +27,11 @@
 static struct quern_kernel **chain_of(struct quern_context *ctx, uint64_t hash)
 {
     return &ctx->kernels[hash % QN_KERNEL_CHAINS];
+}
+
+static struct quern_kernel **given_chain_of(struct quern_context *ctx, uint64_t hash)
+{
+    return &ctx->given[hash % QN_KERNEL_CHAINS];
 }
 
 static struct quern_kernel *table_find(struct quern_context *ctx, const struct qn_bucket *bucket,
@@ -81,8 +90,10 @@ static void chain_destroy(struct quern_context *ctx, struct quern_kernel *kernel
 
 void qn_kernels_fini(struct quern_context *ctx)
 {
-    for (int i = 0; i < QN_KERNEL_CHAINS; i++)
+    for (int i = 0; i < QN_KERNEL_CHAINS; i++) {
         chain_destroy(ctx, ctx->kernels[i]);
+        chain_destroy(ctx, ctx->given[i]);
+    }
     chain_destroy(ctx, ctx->retired);
 }
 
@@ -91,8 +102,9 @@ void qn_kernels_fini(struct quern_context *ctx)
 static int build_bucket(struct quern_context *ctx, const struct qn_bucket *bucket, uint64_t hash,
                         unsigned epoch, struct quern_kernel **kernel)
 {
-    const struct qn_build_request request = { bucket, &ctx->target, &ctx->profile, NULL, NULL,
-                                              true };
+    const struct qn_build_request request = {
+        bucket, &ctx->target, &ctx->profile, NULL, NULL, true
+    };
     struct quern_kernel *built;
     pthread_mutex_lock(&ctx->lock);
     *kernel = table_find(ctx, bucket, hash);
@@ -134,39 +146,88 @@ static int find_kernel(struct quern_context *ctx, const struct quern_spec *spec,
 int quern_dispatch(struct quern_context *ctx, const struct quern_spec *spec,
                    const struct quern_array *arrays, struct quern_kernel **kernel)
 {
-    struct quern_message why;
-    int status = qn_spec_check(spec, &why);
-    return status ? qn_fail_why(ctx, status, &why) : find_kernel(ctx, spec, arrays, kernel);
+    QN_TRY(quern_spec_validate(ctx, spec));
+    QN_TRY(qn_require(ctx, "kernel", kernel));
+    return find_kernel(ctx, spec, arrays, kernel);
 }
 
-/* With a variant or config of the caller's: kept beside the table, not in it. */
+/* ---- With a variant or config of the caller's ---------------------------------------------- */
+
+/* Under the lock. */
+static struct quern_kernel *given_find(struct quern_context *ctx, const struct qn_bucket *bucket,
+                                       const struct qn_choice *choice)
+{
+    struct quern_kernel *kernel = *given_chain_of(ctx, qn_bucket_hash(bucket));
+    size_t knobs = (size_t)choice->variant->knob_count * sizeof(choice->config[0]);
+    while (kernel &&
+           (!qn_bucket_equal(&kernel->bucket, bucket) || kernel->variant != choice->variant ||
+            kernel->report.config_from != (int)choice->from ||
+            memcmp(kernel->config, choice->config, knobs)))
+        kernel = kernel->next;
+    return kernel;
+}
+
+/* Keeps `built`, or gives the one that is there already. */
+static struct quern_kernel *given_put(struct quern_context *ctx, struct quern_kernel *built)
+{
+    struct quern_kernel **chain = given_chain_of(ctx, qn_bucket_hash(&built->bucket));
+    struct qn_choice choice = { .variant = built->variant,
+                                .from = (enum quern_config_from)built->report.config_from };
+    memcpy(choice.config, built->config, sizeof(choice.config));
+    pthread_mutex_lock(&ctx->lock);
+    struct quern_kernel *kept = given_find(ctx, &built->bucket, &choice);
+    if (!kept) {
+        built->next = *chain;
+        *chain = kept = built;
+    }
+    pthread_mutex_unlock(&ctx->lock);
+    if (kept != built)
+        qn_kernel_destroy(ctx, built);
+    return kept;
+}
+
 static int prepare_given(struct quern_context *ctx, const struct quern_request *request,
                          struct quern_kernel **kernel)
 {
     struct qn_bucket bucket;
-    struct quern_kernel *built;
+    struct qn_choice choice;
+    struct quern_kernel *found;
     qn_bucket_make(request->spec, request->arrays, &bucket);
-    const struct qn_build_request build = { &bucket, &ctx->target, &ctx->profile, request->variant,
-                                            request->config, true };
-    QN_TRY(qn_build(ctx, &build, &built, NULL));
+    const struct qn_build_request build = { &bucket,          &ctx->target,    &ctx->profile,
+                                            request->variant, request->config, true };
+    QN_TRY(qn_choose(ctx, &build, &choice));
     pthread_mutex_lock(&ctx->lock);
-    built->next = ctx->retired;
-    ctx->retired = built;
+    found = given_find(ctx, &bucket, &choice);
     pthread_mutex_unlock(&ctx->lock);
-    *kernel = built;
+    if (!found) {
+        QN_TRY(qn_build(ctx, &build, &found, NULL));
+        found = given_put(ctx, found);
+    }
+    *kernel = found;
     return QUERN_OK;
+}
+
+/* ---- Preparing ----------------------------------------------------------------------------- */
+
+int qn_request_check(struct quern_context *ctx, const struct quern_request *request)
+{
+    QN_TRY(qn_require(ctx, "request", request));
+    if (request->size != sizeof(*request))
+        return qn_fail(ctx, QUERN_INVALID, "request.size=%zu: must be %zu (QUERN_REQUEST_INIT)",
+                       request->size, sizeof(*request));
+    return quern_spec_validate(ctx, request->spec);
 }
 
 int quern_prepare(struct quern_context *ctx, const struct quern_request *request,
                   struct quern_kernel **kernel)
 {
-    if (!request || request->size != sizeof(*request))
-        return qn_fail(ctx, QUERN_INVALID, "request.size=%zu: must be %zu (QUERN_REQUEST_INIT)",
-                       request ? request->size : 0, sizeof(*request));
+    QN_TRY(qn_request_check(ctx, request));
+    QN_TRY(qn_require(ctx, "kernel", kernel));
     if (request->target)
-        return qn_fail(ctx, QUERN_INVALID, "request.target=%s: must be NULL: kernels are prepared "
-                       "for the context's device", request->target);
-    QN_TRY(quern_spec_validate(ctx, request->spec));
+        return qn_fail(ctx, QUERN_INVALID,
+                       "request.target=%s: must be NULL: kernels are prepared "
+                       "for the context's device",
+                       request->target);
     if (request->variant || request->config)
         return prepare_given(ctx, request, kernel);
     return find_kernel(ctx, request->spec, request->arrays, kernel);
@@ -174,12 +235,13 @@ int quern_prepare(struct quern_context *ctx, const struct quern_request *request
 
 void quern_kernel_report(const struct quern_kernel *kernel, struct quern_report *report)
 {
-    *report = kernel->report;
+    if (kernel && report)
+        *report = kernel->report;
 }
 
 size_t quern_kernel_workspace(const struct quern_kernel *kernel)
 {
-    return (size_t)kernel->plan->workspace_bytes;
+    return kernel ? (size_t)kernel->plan->workspace_bytes : 0;
 }
 
 /* ---- Launching ----------------------------------------------------------------------------- */
@@ -210,8 +272,9 @@ static int check_workspace(const struct quern_kernel *kernel, const struct quern
     if (call->workspace_bytes < needed)
         return quern_refuse(why, "workspace_bytes=%zu: must be at least %zu", call->workspace_bytes,
                             needed);
-    if ((uintptr_t)call->workspace % 256)
-        return quern_refuse(why, "workspace=%p: must be a multiple of 256", call->workspace);
+    if ((uintptr_t)call->workspace % QN_MEMORY_ALIGN)
+        return quern_refuse(why, "workspace=%p: must be a multiple of %d", call->workspace,
+                            QN_MEMORY_ALIGN);
     return QUERN_OK;
 }
 
@@ -228,13 +291,13 @@ static int launch_bound(struct quern_context *ctx, struct quern_kernel *kernel,
     if (workspace && check_workspace(kernel, call, &why))
         return qn_fail_why(ctx, QUERN_INVALID, &why);
     if (!workspace && bytes) {
-        workspace = owned = qn_alloc(ctx, bytes, stream);
-        if (!workspace)
-            return qn_fail(ctx, QUERN_NO_MEMORY, "workspace_bytes=%zu: the device has no such "
-                           "memory", bytes);
+        int failed = qn_memory_get(ctx, bytes, stream, &owned, &why);
+        if (failed)
+            return qn_fail(ctx, failed, "workspace: %s", why.text);
+        workspace = owned;
     }
-    int status = qn_kernel_launch(ctx, kernel, spec, bound, workspace, stream, QN_GRID_PARALLEL,
-                                  &why);
+    int status =
+        qn_kernel_launch(ctx, kernel, spec, bound, workspace, stream, QN_GRID_PARALLEL, &why);
     qn_free(ctx, owned, bytes, stream);
     return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
 }
@@ -246,9 +309,8 @@ int qn_kernel_accepts(const struct quern_kernel *kernel, const struct quern_spec
     char text[400];
     qn_bucket_make(spec, arrays, &bucket);
     const struct quern_family *family = kernel->family;
-    if (bucket.spec.family != family ||
-        memcmp(bucket.spec.values, kernel->bucket.spec.values,
-               (size_t)family->param_count * sizeof(int64_t))) {
+    if (bucket.spec.family != family || memcmp(bucket.spec.values, kernel->bucket.spec.values,
+                                               (size_t)family->param_count * sizeof(int64_t))) {
         quern_spec_text(spec, text, sizeof(text));
         return quern_refuse(why, "spec=%s: not in the kernel's bucket", text);
     }
@@ -267,6 +329,7 @@ int quern_launch(struct quern_context *ctx, struct quern_kernel *kernel,
 {
     struct quern_array bound[QUERN_MAX_ARRAYS];
     struct quern_message why;
+    QN_TRY(qn_require(ctx, "kernel", kernel));
     int status = qn_spec_check(spec, &why);
     if (!status)
         status = qn_arrays_bind(spec, arrays, bound, &why);
@@ -281,6 +344,8 @@ int quern_run(struct quern_context *ctx, const struct quern_spec *spec,
     struct quern_array bound[QUERN_MAX_ARRAYS];
     struct quern_kernel *kernel;
     struct quern_message why;
+    if (!ctx)
+        return QUERN_INVALID;
     int status = qn_spec_check(spec, &why);
     if (!status)
         status = qn_arrays_bind(spec, arrays, bound, &why);

@@ -1,6 +1,6 @@
-/* Families: the built-in ones that the build found in templates/, then those that the user registers
- * or brings as a plugin. A family's tables are checked once, here, so that the rest of jit/ can rely
- * on them. */
+/* Families: the built-in ones that the build found in templates/, then those that the user
+ * registers or brings as a plugin. A family's tables are checked once, here, so that the rest of
+ * jit/ can rely on them. */
 #include <ctype.h>
 #include <dlfcn.h>
 #include <stdio.h>
@@ -10,7 +10,6 @@
 #include "jit/embedded.h"
 
 #define MAX_PLUGINS (sizeof(((struct quern_context *)0)->plugins) / sizeof(void *))
-
 
 /* Letters, digits, _ and those of `more`, at most `most` of them, a letter or _ first. */
 static bool is_name_of(const char *name, size_t most, const char *more)
@@ -40,8 +39,8 @@ static int check_knobs(const struct quern_variant *variant, struct quern_message
         if (!is_name_of(knob->name, sizeof(((struct quern_define *)0)->name) - 1, "."))
             return quern_refuse(why, "variant=%s: knob %d has no valid name", variant->name, i);
         if (knob->minimum > knob->maximum)
-            return quern_refuse(why, "variant=%s: knob %s: from %d to %d", variant->name, knob->name,
-                                knob->minimum, knob->maximum);
+            return quern_refuse(why, "variant=%s: knob %s: from %d to %d", variant->name,
+                                knob->name, knob->minimum, knob->maximum);
         for (int j = 0; j < i; j++) {
             if (!strcmp(variant->knobs[j].name, knob->name))
                 return quern_refuse(why, "variant=%s: knob %s is listed twice", variant->name,
@@ -84,8 +83,10 @@ static int check_params(const struct quern_family *family, struct quern_message 
         if (!is_name(param->name))
             return quern_refuse(why, "family=%s: parameter %d has no valid name", family->name, i);
         if ((unsigned)param->kind > QUERN_REAL || (unsigned)param->param_class > QUERN_SCALAR)
-            return quern_refuse(why, "family=%s: %s: kind=%d class=%d: must be of the lists in "
-                                "quern.h", family->name, param->name, (int)param->kind,
+            return quern_refuse(why,
+                                "family=%s: %s: kind=%d class=%d: must be of the lists in "
+                                "quern.h",
+                                family->name, param->name, (int)param->kind,
                                 (int)param->param_class);
         if (needs_words != (param->domain != NULL))
             return quern_refuse(why, "family=%s: %s: a domain of words goes with CHOICE and DTYPE",
@@ -136,8 +137,10 @@ static int check_family(const struct quern_family *family, struct quern_message 
                             family->array_count, QUERN_MAX_ARRAYS);
     if (!family->shape || !family->units || !family->reference || !family->tolerance ||
         !family->cost || !family->variants || !family->variants[0])
-        return quern_refuse(why, "family=%s: must have shape, units, reference, tolerance, cost "
-                            "and a variant", family->name);
+        return quern_refuse(why,
+                            "family=%s: must have shape, units, reference, tolerance, cost "
+                            "and a variant",
+                            family->name);
     if (!family->params || !family->arrays)
         return quern_refuse(why, "family=%s: %s=NULL: must be the tables of its .def", family->name,
                             family->params ? "arrays" : "params");
@@ -149,6 +152,8 @@ static int check_family(const struct quern_family *family, struct quern_message 
 int quern_family_register(struct quern_context *ctx, const struct quern_family *family)
 {
     struct quern_message why;
+    if (!ctx)
+        return QUERN_INVALID;
     int status = check_family(family, &why);
     if (status)
         return qn_fail_why(ctx, status, &why);
@@ -191,8 +196,7 @@ static bool plugin_keep(struct quern_context *ctx, void *handle)
 int quern_plugin_load(struct quern_context *ctx, const char *path)
 {
     const struct quern_family *(*list)(int);
-    if (!path)
-        return qn_fail(ctx, QUERN_INVALID, "plugin=NULL: must be a file");
+    QN_TRY(qn_require(ctx, "plugin", path));
     void *handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!handle)
         return qn_fail(ctx, QUERN_INVALID, "plugin=%s: %s", path, dlerror());
@@ -221,7 +225,7 @@ void qn_families_fini(struct quern_context *ctx)
 
 int quern_family_count(struct quern_context *ctx)
 {
-    return atomic_load(&ctx->family_count);
+    return ctx ? atomic_load(&ctx->family_count) : 0;
 }
 
 const struct quern_family *quern_family_at(struct quern_context *ctx, int index)
@@ -241,6 +245,8 @@ const struct quern_family *quern_family_find(struct quern_context *ctx, const ch
 void quern_family_describe(const struct quern_family *family,
                            struct quern_family_description *description)
 {
+    if (!family || !description)
+        return;
     int max = (int)(sizeof(description->variants) / sizeof(description->variants[0]));
     *description = (struct quern_family_description){
         .name = family->name,

@@ -8,20 +8,13 @@
 #include "jit/context.h"
 
 #include "jit/dtype.h"
+#include "jit/mix.h"
 
 #define BLOCK 4096 /* elements drawn at a time, on the stack */
 
-/* splitmix64's finaliser: every bit of x reaches every bit of the result. */
-static uint64_t mix(uint64_t x)
-{
-    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
-    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
-    return x ^ (x >> 31);
-}
-
 static uint64_t draw(uint64_t stream, int64_t element)
 {
-    return mix(stream + (uint64_t)element * UINT64_C(0x9e3779b97f4a7c15));
+    return qn_mix(stream + (uint64_t)element * UINT64_C(0x9e3779b97f4a7c15));
 }
 
 static void draw_block(uint64_t stream, bool is_float, int64_t first, int64_t count, double *values)
@@ -36,7 +29,7 @@ static void draw_default(const struct quern_shape *shape, int index, uint64_t se
 {
     const int64_t total = qn_shape_count(shape);
     const int64_t bytes = (int64_t)quern_dtype_bytes(shape->dtype);
-    const uint64_t stream = mix(seed ^ mix((uint64_t)index + 1));
+    const uint64_t stream = qn_mix(seed ^ qn_mix((uint64_t)index + 1));
     const bool is_float = qn_dtype_is_float(shape->dtype);
 #pragma omp parallel for schedule(static)
     for (int64_t first = 0; first < total; first += BLOCK) {

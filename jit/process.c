@@ -36,8 +36,9 @@
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "jit/context.h"
 
 enum {
     LOG_KEPT = 1 << 20,
@@ -64,9 +65,7 @@ struct child {
 
 static double now_s(void)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+    return qn_now_ms() * 1e-3;
 }
 
 static void close_fd(int *fd)

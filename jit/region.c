@@ -114,22 +114,74 @@ static bool is_index_array(const struct qn_regions *map, int index)
            map->bound[index].data && map->layouts[index].count > 0;
 }
 
-static int touched_check(const struct qn_regions *map, int index, int64_t span,
-                         struct quern_message *why)
+static bool ranges_grow(struct quern_ranges *ranges)
 {
-    const struct quern_range *ranges = map->touched[index];
-    int64_t end = 0;
-    bool is_good = map->touched_count[index] >= 0 && map->touched_count[index] <= QUERN_MAX_RANGES;
-    for (int r = 0; is_good && r < map->touched_count[index]; r++) {
-        is_good =
-            ranges[r].begin >= end && ranges[r].end >= ranges[r].begin && ranges[r].end <= span;
-        end = ranges[r].end;
+    int64_t capacity = ranges->capacity ? 2 * ranges->capacity : 16;
+    struct qn_segment *list = realloc(ranges->list, (size_t)capacity * sizeof(*list));
+    if (!list) {
+        ranges->is_out_of_memory = true;
+        return false;
     }
-    if (is_good)
-        return QUERN_OK;
-    quern_refuse(why, "%s: its family's touched ranges are not sorted, disjoint and within %lld",
-                 map->spec.family->arrays[index].name, (long long)span);
-    return QUERN_INTERNAL;
+    ranges->list = list;
+    ranges->capacity = capacity;
+    return true;
+}
+
+void quern_ranges_add(struct quern_ranges *ranges, int64_t begin, int64_t end)
+{
+    if (begin < 0 || end < begin || end > ranges->span) {
+        if (!ranges->is_stray)
+            ranges->stray = (struct qn_segment){ begin, end, 0 };
+        ranges->is_stray = true;
+        return;
+    }
+    struct qn_segment *last = ranges->count ? &ranges->list[ranges->count - 1] : NULL;
+    if (last && begin >= last->begin && begin <= last->end) { /* pages that follow each other */
+        last->end = end > last->end ? end : last->end;
+        return;
+    }
+    if (begin == end || (ranges->count == ranges->capacity && !ranges_grow(ranges)))
+        return;
+    ranges->list[ranges->count++] = (struct qn_segment){ begin, end, 0 };
+}
+
+static int segment_compare(const void *a, const void *b)
+{
+    const struct qn_segment *left = a, *right = b;
+    return (left->begin > right->begin) - (left->begin < right->begin);
+}
+
+/* The union of the segments, sorted and in place; returns how many there are. */
+static int64_t segments_merge(struct qn_segment *segments, int64_t count)
+{
+    int64_t kept = 0;
+    if (count)
+        qsort(segments, (size_t)count, sizeof(*segments), segment_compare);
+    for (int64_t i = 0; i < count; i++) {
+        if (segments[i].begin == segments[i].end)
+            continue;
+        if (!kept || segments[i].begin > segments[kept - 1].end)
+            segments[kept++] = segments[i];
+        else if (segments[i].end > segments[kept - 1].end)
+            segments[kept - 1].end = segments[i].end;
+    }
+    return kept;
+}
+
+/* Merges what touched() added for array `index`, unless it cannot be used. */
+static int ranges_close(struct qn_regions *map, int index, struct quern_message *why)
+{
+    struct quern_ranges *ranges = &map->touched[index];
+    if (ranges->is_out_of_memory)
+        return out_of_memory(why, 2 * ranges->capacity * (int64_t)sizeof(*ranges->list));
+    if (ranges->is_stray) {
+        quern_refuse(why, "%s: its family says that bytes [%lld, %lld) are touched, of %lld",
+                     map->spec.family->arrays[index].name, (long long)ranges->stray.begin,
+                     (long long)ranges->stray.end, (long long)ranges->span);
+        return QUERN_INTERNAL;
+    }
+    ranges->count = segments_merge(ranges->list, ranges->count);
+    return QUERN_OK;
 }
 
 static int touched_find(struct qn_regions *map, struct quern_message *why)
@@ -142,14 +194,14 @@ static int touched_find(struct qn_regions *map, struct quern_message *why)
             status = index_array_read(map, i, &host[i], why);
     }
     for (int i = 0; i < family->array_count && !status; i++) {
-        int64_t span = span_of(map, i);
-        map->touched[i][0] = (struct quern_range){ 0, span };
-        map->touched_count[i] = span > 0;
-        if (!family->touched || span == 0)
+        map->touched[i].span = span_of(map, i);
+        if (map->touched[i].span == 0)
             continue;
-        map->touched_count[i] =
-            family->touched(&map->spec, map->bound, (const void *const *)host, i, map->touched[i]);
-        status = touched_check(map, i, span, why);
+        if (family->touched)
+            family->touched(&map->spec, map->bound, (const void *const *)host, i, &map->touched[i]);
+        else
+            quern_ranges_add(&map->touched[i], 0, map->touched[i].span);
+        status = ranges_close(map, i, why);
     }
     for (int i = 0; i < family->array_count; i++)
         free(host[i]);
@@ -196,67 +248,49 @@ static void regions_merge(struct qn_regions *map)
     }
 }
 
-static int segment_compare(const void *a, const void *b)
+/* Merges a region's segments and gives them their places in an image; returns their bytes. */
+static int64_t region_pack(struct qn_region *region)
 {
-    const struct qn_segment *left = a, *right = b;
-    return (left->begin > right->begin) - (left->begin < right->begin);
-}
-
-/* The union of the segments, in place; returns its bytes. */
-static int64_t segments_merge(struct qn_region *region)
-{
-    struct qn_segment *segments = region->segments;
-    int kept = 0;
-    int64_t bytes = 0;
-    qsort(segments, (size_t)region->segment_count, sizeof(*segments), segment_compare);
-    for (int i = 0; i < region->segment_count; i++) {
-        struct qn_segment *last = kept ? &segments[kept - 1] : NULL;
-        if (segments[i].begin == segments[i].end)
-            continue;
-        if (!last || segments[i].begin > last->end)
-            segments[kept++] = segments[i];
-        else if (segments[i].end > last->end)
-            last->end = segments[i].end;
+    region->segment_count = segments_merge(region->segments, region->segment_count);
+    region->packed_bytes = 0;
+    for (int64_t i = 0; i < region->segment_count; i++) {
+        struct qn_segment *segment = &region->segments[i];
+        segment->packed = region->packed_bytes;
+        region->packed_bytes += segment->end - segment->begin;
     }
-    region->segment_count = kept;
-    for (int i = 0; i < kept; i++) {
-        segments[i].packed = bytes;
-        bytes += segments[i].end - segments[i].begin;
-    }
-    region->packed_bytes = bytes;
-    return bytes;
+    return region->packed_bytes;
 }
 
 static int segments_make(struct qn_regions *map, int index, struct quern_message *why)
 {
     struct qn_region *region = &map->regions[index];
-    int capacity = 1, count = 0;
+    int64_t capacity = 1, count = 0;
     for (int i = 0; i < map->spec.family->array_count; i++)
-        capacity += map->region_of[i] == index ? map->touched_count[i] : 0;
+        capacity += map->region_of[i] == index ? map->touched[i].count : 0;
     region->segments = calloc((size_t)capacity, sizeof(*region->segments));
     if (!region->segments)
         return out_of_memory(why, capacity * (int64_t)sizeof(*region->segments));
     for (int i = 0; i < map->spec.family->array_count; i++) {
-        for (int r = 0; map->region_of[i] == index && r < map->touched_count[i]; r++) {
-            const struct quern_range *range = &map->touched[i][r];
+        for (int64_t r = 0; map->region_of[i] == index && r < map->touched[i].count; r++) {
+            const struct qn_segment *range = &map->touched[i].list[r];
             region->segments[count++] = (struct qn_segment){ map->offset[i] + range->begin,
                                                              map->offset[i] + range->end, 0 };
         }
     }
     region->segment_count = count;
-    int64_t touched = segments_merge(region);
+    int64_t touched = region_pack(region);
     region->is_pool = region->bytes > POOL_BYTES && touched < region->bytes / POOL_SHARE;
     if (!region->is_pool) {
         region->segment_count = 1;
         region->segments[0] = (struct qn_segment){ 0, region->bytes, 0 };
     }
-    for (int i = 0; region->is_pool && i < region->segment_count; i++) {
+    for (int64_t i = 0; region->is_pool && i < region->segment_count; i++) {
         struct qn_segment *segment = &region->segments[i];
         int64_t room = region->bytes - segment->end;
         segment->begin -= segment->begin < QN_GUARD_BYTES ? segment->begin : QN_GUARD_BYTES;
         segment->end += room < QN_GUARD_BYTES ? room : QN_GUARD_BYTES;
     }
-    segments_merge(region);
+    region_pack(region);
     return QUERN_OK;
 }
 
@@ -291,6 +325,9 @@ void qn_regions_fini(struct qn_regions *map)
     for (int r = 0; r < map->count; r++)
         free(map->regions[r].segments);
     map->count = 0;
+    for (int i = 0; i < QUERN_MAX_ARRAYS; i++)
+        free(map->touched[i].list);
+    memset(map->touched, 0, sizeof(map->touched));
 }
 
 void qn_place_bound(const struct qn_regions *map, struct qn_place *place)
@@ -340,7 +377,7 @@ int qn_image_read(const struct qn_regions *map, const struct qn_place *place,
 {
     for (int r = 0; r < map->count; r++) {
         const struct qn_region *region = &map->regions[r];
-        for (int s = 0; image->data[r] && s < region->segment_count; s++) {
+        for (int64_t s = 0; image->data[r] && s < region->segment_count; s++) {
             const struct qn_segment *segment = &region->segments[s];
             QN_TRY(copy_bytes(map, image->data[r] + segment->packed,
                               place->base[r] + segment->begin, segment->end - segment->begin, why));
@@ -354,7 +391,7 @@ int qn_image_write(const struct qn_regions *map, const struct qn_place *place,
 {
     for (int r = 0; r < map->count; r++) {
         const struct qn_region *region = &map->regions[r];
-        for (int s = 0; image->data[r] && s < region->segment_count; s++) {
+        for (int64_t s = 0; image->data[r] && s < region->segment_count; s++) {
             const struct qn_segment *segment = &region->segments[s];
             QN_TRY(copy_bytes(map, place->base[r] + segment->begin,
                               image->data[r] + segment->packed, segment->end - segment->begin,
@@ -379,9 +416,9 @@ char *qn_image_at(const struct qn_regions *map, const struct qn_image *image, in
         return NULL;
     const struct qn_region *region = &map->regions[map->region_of[index]];
     int64_t begin = map->offset[index] + offset;
-    int low = 0, high = region->segment_count - 1;
+    int64_t low = 0, high = region->segment_count - 1;
     while (low < high) { /* the last segment that begins at or before it */
-        int middle = (low + high + 1) / 2;
+        int64_t middle = (low + high + 1) / 2;
         if (region->segments[middle].begin <= begin)
             low = middle;
         else
@@ -397,21 +434,37 @@ char *qn_image_at(const struct qn_regions *map, const struct qn_image *image, in
 
 /* ---- What may change ----------------------------------------------------------------------- */
 
+/* The first range that ends past byte `offset`. */
+static int64_t range_after(const struct quern_ranges *ranges, int64_t offset)
+{
+    int64_t low = 0, high = ranges->count;
+    while (low < high) {
+        int64_t middle = (low + high) / 2;
+        if (ranges->list[middle].end > offset)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
 /* Every contiguous piece of an array's elements inside its touched ranges. */
 static void each_piece(const struct qn_regions *map, int index,
                        void (*visit)(void *user, int64_t offset, int64_t bytes), void *user)
 {
     const struct qn_layout *layout = &map->layouts[index];
+    const struct quern_ranges *ranges = &map->touched[index];
     for (int64_t first = 0; first < layout->count;) {
         int64_t offset;
         int64_t piece = qn_array_piece(map, index, first, layout->count - first, &offset);
         int64_t end = offset + piece * layout->element_bytes;
-        for (int r = 0; r < map->touched_count[index]; r++) {
-            const struct quern_range *range = &map->touched[index][r];
+        for (int64_t r = range_after(ranges, offset); r < ranges->count; r++) {
+            const struct qn_segment *range = &ranges->list[r];
+            if (range->begin >= end)
+                break;
             int64_t from = range->begin > offset ? range->begin : offset;
             int64_t to = range->end < end ? range->end : end;
-            if (from < to)
-                visit(user, from, to - from);
+            visit(user, from, to - from);
         }
         first += piece;
     }
@@ -470,18 +523,20 @@ static void mask_piece(void *user, int64_t offset, int64_t bytes)
 /* The array that byte `at` of region r belongs to, and where in it; -1: it lies between arrays. */
 static int array_at(const struct qn_regions *map, int r, int64_t at, int64_t *offset)
 {
-    for (int i = 0; i < map->spec.family->array_count; i++) {
-        *offset = at - map->offset[i];
-        if (map->region_of[i] == r && *offset >= 0 && *offset < span_of(map, i))
-            return i;
-    }
     *offset = at;
+    for (int i = 0; i < map->spec.family->array_count; i++) {
+        int64_t inside = at - map->offset[i];
+        if (map->region_of[i] != r || inside < 0 || inside >= span_of(map, i))
+            continue;
+        *offset = inside;
+        return i;
+    }
     return -1;
 }
 
 static int refuse_byte(const struct qn_regions *map, int r, int64_t at, struct quern_message *why)
 {
-    int64_t offset;
+    int64_t offset = 0;
     int index = array_at(map, r, at, &offset);
     if (index < 0)
         quern_refuse(why, "byte %lld between the arrays was written", (long long)at);
@@ -504,7 +559,7 @@ static int64_t first_difference(const char *a, const char *b, int64_t bytes)
 /* Byte of the region that the image keeps at `packed`. */
 static int64_t unpacked(const struct qn_region *region, int64_t packed)
 {
-    int s = 0;
+    int64_t s = 0;
     while (s + 1 < region->segment_count && region->segments[s + 1].packed <= packed)
         s++;
     return region->segments[s].begin + (packed - region->segments[s].packed);
@@ -514,7 +569,7 @@ bool qn_images_equal(const struct qn_regions *map, const struct qn_image *a,
                      const struct qn_image *b, struct quern_message *where)
 {
     for (int r = 0; r < map->count; r++) {
-        int64_t bytes = map->regions[r].packed_bytes, offset;
+        int64_t bytes = map->regions[r].packed_bytes, offset = 0;
         if (!a->data[r] || !b->data[r] || !memcmp(a->data[r], b->data[r], (size_t)bytes))
             continue;
         int64_t packed = first_difference(a->data[r], b->data[r], bytes);
@@ -567,7 +622,7 @@ int qn_regions_compare(const struct qn_regions *map, const struct qn_place *plac
     }
     for (int r = 0; r < map->count && !status; r++) {
         const struct qn_region *region = &map->regions[r];
-        for (int s = 0; s < region->segment_count && !status; s++)
+        for (int64_t s = 0; s < region->segment_count && !status; s++)
             status = compare_segment(&work, r, &region->segments[s], why);
     }
     free(work.chunk);

@@ -10,13 +10,22 @@ struct qn_segment {
     int64_t begin, end, packed;
 };
 
+/* What a call touches of one array: bytes from its data, sorted and disjoint once found. */
+struct quern_ranges {
+    struct qn_segment *list;
+    int64_t count, capacity;
+    int64_t span;            /* of the array */
+    struct qn_segment stray; /* the first that leaves the span, if is_stray */
+    bool is_stray, is_out_of_memory;
+};
+
 /* One array, or several that overlap: aliasing is a property of the region and survives copying. */
 struct qn_region {
     char *base; /* as bound */
     int64_t bytes;
     bool is_read, is_written; /* by an IN or INOUT, by an OUT or INOUT array in it */
     bool is_pool;             /* large and hardly touched: never copied whole */
-    int segment_count;
+    int64_t segment_count;
     struct qn_segment *segments; /* sorted, disjoint; a pool's reach QN_GUARD_BYTES further */
     int64_t packed_bytes;
 };
@@ -35,8 +44,7 @@ struct qn_regions {
     struct quern_array bound[QUERN_MAX_ARRAYS];
     struct quern_shape shapes[QUERN_MAX_ARRAYS];
     struct qn_layout layouts[QUERN_MAX_ARRAYS];
-    struct quern_range touched[QUERN_MAX_ARRAYS][QUERN_MAX_RANGES];
-    int touched_count[QUERN_MAX_ARRAYS];
+    struct quern_ranges touched[QUERN_MAX_ARRAYS];
     int region_of[QUERN_MAX_ARRAYS]; /* -1: absent or empty */
     int64_t offset[QUERN_MAX_ARRAYS];
     int count;

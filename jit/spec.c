@@ -1,7 +1,7 @@
 /* Specs: text and values, checks, buckets.
  *
- *     "gemm m=301 n=512"  --parse-->  {family, values[]}  --bucket-->  {family, values[]} + alignment
- *                                                          m=512        what a kernel is made for
+ *     "gemm m=301 n=512" --parse--> {family, values[]} --bucket--> {family, values[]} + alignment
+ *                                                        m=512      what a kernel is made for
  *
  * Parsing refuses what no spec could mean (unknown name, not a number, a word outside the domain);
  * qn_spec_check() refuses what this family cannot do, for specs made by hand too. Values are int64;
@@ -16,6 +16,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "jit/text.h"
 
 static double real_of(int64_t value)
 {
@@ -165,7 +167,7 @@ void qn_value_text(const struct quern_param *param, int64_t value, bool is_key, 
     }
 }
 
-/* The value of a CHOICE or DTYPE is one of its words. On the path of every call: no text is made. */
+/* The value of a CHOICE or DTYPE is one of its words. On every call's path: no text is made. */
 static bool is_word(const struct quern_param *param, int64_t value)
 {
     if (param->kind == QUERN_CHOICE)
@@ -222,8 +224,8 @@ int qn_param_check(const struct quern_param *param, struct quern_message *why)
 /* ---- Checks -------------------------------------------------------------------------------- */
 
 /* "x=1x4096x4096 (batch, rows, cols) of f32: its bytes must fit 63 bits" */
-static int refuse_bytes(const struct quern_array_info *info, const struct quern_shape *shape,
-                        struct quern_message *why)
+static int refuse_shape(const struct quern_array_info *info, const struct quern_shape *shape,
+                        const char *rule, struct quern_message *why)
 {
     char dims[QUERN_MAX_RANK * 24] = "";
     for (int d = 0; d < shape->rank; d++) {
@@ -231,11 +233,12 @@ static int refuse_bytes(const struct quern_array_info *info, const struct quern_
         snprintf(dims + used, sizeof(dims) - used, "%s%lld", d ? "x" : "",
                  (long long)shape->dims[d]);
     }
-    return quern_refuse(why, "%s=%s (%s) of %s: its bytes must fit 63 bits", info->name, dims,
-                        info->shape, quern_dtype_name(shape->dtype));
+    return quern_refuse(why, "%s=%s (%s) of %s: %s", info->name, dims, info->shape,
+                        quern_dtype_name(shape->dtype), rule);
 }
 
-/* No array's byte count may pass 63 bits: every later product then fits int64. */
+/* No extent is negative and no array's byte count passes 63 bits: every later product then fits
+ * int64. */
 static int check_bytes(const struct quern_spec *spec, struct quern_message *why)
 {
     const struct quern_family *family = spec->family;
@@ -244,14 +247,19 @@ static int check_bytes(const struct quern_spec *spec, struct quern_message *why)
         family->shape(spec, i, &shape);
         if (shape.role == QUERN_ABSENT)
             continue;
+        if (shape.rank < 0 || shape.rank > QUERN_MAX_RANK)
+            return quern_refuse(why, "%s: rank %d of its shape: must be from 0 to %d",
+                                family->arrays[i].name, shape.rank, QUERN_MAX_RANK);
         int64_t bytes = (int64_t)quern_dtype_bytes(shape.dtype);
         bool is_empty = false, is_over = false;
         for (int d = 0; d < shape.rank; d++) {
+            if (shape.dims[d] < 0)
+                return refuse_shape(&family->arrays[i], &shape, "no extent may be negative", why);
             is_empty |= shape.dims[d] == 0;
             is_over |= !is_over && __builtin_mul_overflow(bytes, shape.dims[d], &bytes);
         }
         if (is_over && !is_empty)
-            return refuse_bytes(&family->arrays[i], &shape, why);
+            return refuse_shape(&family->arrays[i], &shape, "its bytes must fit 63 bits", why);
     }
     return QUERN_OK;
 }
@@ -262,13 +270,16 @@ int qn_spec_check(const struct quern_spec *spec, struct quern_message *why)
         return quern_refuse(why, "spec=NULL: must be set, by quern_spec_init() for one");
     for (int i = 0; i < spec->family->param_count; i++)
         QN_TRY(check_domain(&spec->family->params[i], spec->values[i], why));
-    QN_TRY(check_bytes(spec, why));
-    return spec->family->validate ? spec->family->validate(spec, why) : QUERN_OK;
+    if (spec->family->validate) /* before shape(), which may rely on it not to overflow */
+        QN_TRY(spec->family->validate(spec, why));
+    return check_bytes(spec, why);
 }
 
 int quern_spec_validate(struct quern_context *ctx, const struct quern_spec *spec)
 {
     struct quern_message why;
+    if (!ctx)
+        return QUERN_INVALID;
     int status = qn_spec_check(spec, &why);
     return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
 }
@@ -277,6 +288,7 @@ int quern_spec_shape(struct quern_context *ctx, const struct quern_spec *spec, i
                      struct quern_shape *shape)
 {
     QN_TRY(quern_spec_validate(ctx, spec));
+    QN_TRY(qn_require(ctx, "shape", shape));
     if (index < 0 || index >= spec->family->array_count)
         return qn_fail(ctx, QUERN_INVALID, "index=%d: %s has arrays 0 to %d", index,
                        spec->family->name, spec->family->array_count - 1);
@@ -288,14 +300,12 @@ int quern_spec_shape(struct quern_context *ctx, const struct quern_spec *spec, i
 
 int quern_spec_init(struct quern_context *ctx, const char *name, struct quern_spec *spec)
 {
+    QN_TRY(qn_require(ctx, "spec", spec));
     const struct quern_family *family = quern_family_find(ctx, name);
     if (!family) {
         char known[512] = "";
-        for (int i = 0; i < quern_family_count(ctx); i++) {
-            size_t used = strlen(known);
-            snprintf(known + used, sizeof(known) - used, "%s%s", i ? ", " : "",
-                     quern_family_at(ctx, i)->name);
-        }
+        for (int i = 0; i < quern_family_count(ctx); i++)
+            qn_list_add(known, sizeof(known), quern_family_at(ctx, i)->name);
         return qn_fail(ctx, QUERN_INVALID, "family=%s: must be one of: %s", name ? name : "NULL",
                        known);
     }
@@ -311,6 +321,8 @@ int quern_spec_init(struct quern_context *ctx, const char *name, struct quern_sp
 int quern_spec_set(struct quern_context *ctx, struct quern_spec *spec, const char *name,
                    const char *value)
 {
+    if (!ctx)
+        return QUERN_INVALID;
     if (!spec || !spec->family)
         return qn_fail(ctx, QUERN_INVALID, "spec=NULL: must be set, by quern_spec_init() for one");
     if (!name || !value)
@@ -323,8 +335,7 @@ int quern_spec_set(struct quern_context *ctx, struct quern_spec *spec, const cha
             int status = parse_value(&family->params[i], value, &spec->values[i], &why);
             return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
         }
-        size_t used = strlen(known);
-        snprintf(known + used, sizeof(known) - used, "%s%s", i ? ", " : "", family->params[i].name);
+        qn_list_add(known, sizeof(known), family->params[i].name);
     }
     return qn_fail(ctx, QUERN_INVALID, "%s=%s: %s has no such parameter; it has: %s", name, value,
                    family->name, known);
@@ -352,7 +363,9 @@ int quern_spec_parse(struct quern_context *ctx, const char *text, struct quern_s
     struct quern_spec parsed;
     uint32_t given = 0;
     int status = QUERN_INVALID;
-    char *rest = NULL, *copy = strdup(text ? text : "");
+    QN_TRY(qn_require(ctx, "text", text));
+    QN_TRY(qn_require(ctx, "spec", spec));
+    char *rest = NULL, *copy = strdup(text);
     if (!copy)
         return qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
     char *word = strtok_r(copy, " \t\n", &rest);
@@ -374,6 +387,13 @@ out:
 
 int quern_spec_text(const struct quern_spec *spec, char *text, size_t size)
 {
+    if (!text && size)
+        return QUERN_INVALID;
+    if (!spec || !spec->family) {
+        if (size)
+            *text = '\0';
+        return QUERN_INVALID;
+    }
     const struct quern_family *family = spec->family;
     size_t used = (size_t)snprintf(text, size, "%s", family->name);
     for (int i = 0; i < family->param_count; i++) {
@@ -390,18 +410,13 @@ int quern_spec_text(const struct quern_spec *spec, char *text, size_t size)
 /* ---- Buckets ------------------------------------------------------------------------------- */
 
 /* 0 shares the bucket of 1: a call that does nothing needs no kernel of its own. */
-static int64_t power_of_two_above(int64_t value)
-{
-    return value <= 1 ? 1 : INT64_C(1) << (64 - __builtin_clzll((uint64_t)value - 1));
-}
-
 static void bucket_default(struct quern_spec *bucket)
 {
     for (int i = 0; i < bucket->family->param_count; i++) {
         const struct quern_param *param = &bucket->family->params[i];
         if (param->kind == QUERN_SIZE &&
             (param->param_class == QUERN_DYNAMIC || param->param_class == QUERN_HINT))
-            bucket->values[i] = power_of_two_above(bucket->values[i]);
+            bucket->values[i] = quern_power_of_two_above(bucket->values[i]);
     }
 }
 
@@ -440,7 +455,8 @@ void qn_bucket_make(const struct quern_spec *spec, const struct quern_array *arr
         bucket->alignment[i] = alignment_class(&arrays[i], quern_dtype_bytes(shape.dtype));
         if (!arrays[i].rank && shape.rank > 1) {
             /* Dense: every outer stride is a multiple of the innermost extent. */
-            struct quern_array dense = { .data = arrays[i].data, .rank = 2,
+            struct quern_array dense = { .data = arrays[i].data,
+                                         .rank = 2,
                                          .strides = { shape.dims[shape.rank - 1], 1 } };
             bucket->alignment[i] = alignment_class(&dense, quern_dtype_bytes(shape.dtype));
         }

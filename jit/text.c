@@ -52,3 +52,14 @@ void qn_text_fini(struct qn_text *text)
     free(text->data);
     *text = (struct qn_text){ 0 };
 }
+
+void qn_list_add(char *list, size_t bytes, const char *name)
+{
+    static const char more[] = ", ...";
+    size_t used = strlen(list);
+    size_t needed = (used ? 2 : 0) + strlen(name);
+    if (used + needed + sizeof(more) <= bytes)
+        snprintf(list + used, bytes - used, "%s%s", used ? ", " : "", name);
+    else if (used + sizeof(more) <= bytes && (used < 3 || strcmp(list + used - 3, "...")))
+        strcpy(list + used, more + (used ? 0 : 2));
+}

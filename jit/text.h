@@ -17,4 +17,7 @@ void qn_text_print(struct qn_text *text, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 void qn_text_fini(struct qn_text *text);
 
+/* Adds `name` to a list of names, "" at first: "copy, gemm". Ends in "..." when it is full. */
+void qn_list_add(char *list, size_t bytes, const char *name);
+
 #endif

@@ -12,7 +12,8 @@
  *                      slows the machine slows all alike; the better half stays, until CONFIRM
  *                      are left
  *     5. confirm       those again, longer; the tie rule (stats.c) names the winner
- *     6. store         insert-or-ignore: what is stored afterwards is the result, whoever wrote it
+ *     6. store         insert-or-ignore: what is stored afterwards is the result, whoever wrote it;
+ *                      a cache that cannot take it leaves it with the context (winners.c)
  *
  * Invariants
  * - The default (what an untuned call uses) is candidate 0: built and timed however small the
@@ -28,7 +29,8 @@
  *   does. A new compiler alone makes none: two machines that share a cache would take turns.
  *
  * What it does not do: survive a kernel that crashes or hangs (testbed.c), and tune on sizes other
- * than the bucket's bound: arrays of another size are left alone and the family's inputs are drawn.
+ * than the bucket's bound: arrays of another size are left alone and the family's inputs are drawn,
+ * which the result and the log say.
  */
 #include <math.h>
 #include <omp.h>
@@ -39,6 +41,7 @@
 #include "jit/candidate.h"
 #include "jit/measure.h"
 #include "jit/testbed.h"
+#include "jit/winners.h"
 
 #define KEEP 16       /* candidates after the first round */
 #define CONFIRM 4     /* in the last one */
@@ -55,6 +58,7 @@
 #define MAX_JOBS 32
 #define LEASE_EXPIRY_S 180.0
 #define LEASE_WAIT_S 3600.0 /* without a budget of our own */
+#define LEASE_SLICE_S 1.0   /* how often a waiting caller hears of it */
 
 struct search {
     struct quern_context *ctx;
@@ -64,7 +68,8 @@ struct search {
     char *text, *group; /* of the tuned key */
     char toolkit[256];
     int64_t generation; /* being tuned */
-    double start_ms;
+    double start_ms;    /* of all */
+    double search_ms;   /* when the budget began: waiting for another process costs none */
     struct qn_lease *lease;
     struct qn_candidates candidates;
     struct qn_testbed bed;
@@ -83,7 +88,8 @@ static double seconds(const struct search *search)
 static bool is_over(const struct search *search, double share)
 {
     double budget = search->options->budget_s;
-    return search->is_stopped || (budget > 0 && seconds(search) > budget * share);
+    double spent = (qn_now_ms() - search->search_ms) * 1e-3;
+    return search->is_stopped || (budget > 0 && spent > budget * share);
 }
 
 /* There is none when others could not be waited for. */
@@ -153,7 +159,7 @@ static int find_stored(struct search *search, int64_t known)
     struct qn_tuned row;
     int status = QUERN_MISS;
     search->generation = 1;
-    if (qn_tuned_find(search->ctx->store, search->text, &row) != QN_STORE_OK)
+    if (qn_winner_find(search->ctx, search->text, &row) != QN_STORE_OK)
         return QUERN_MISS;
     search->generation = row.generation + 1;
     bool is_wanted = !search->options->force || (known >= 0 && row.generation > known);
@@ -228,15 +234,28 @@ static void trial_store(const struct search *search, struct qn_candidate *candid
 
 /* ---- 2. The testbed ------------------------------------------------------------------------ */
 
-/* The caller's arrays are run on when they are of the bucket's own size; scalars may differ. */
+/* The caller's arrays are run on when they are of the bucket's own size; scalars may differ, and so
+ * may hints, which size no array. */
 static bool is_bound(const struct search *search)
 {
     const struct quern_spec *spec = search->request->spec, *bucket = &search->bucket.spec;
     for (int i = 0; i < spec->family->param_count; i++) {
-        if (spec->family->params[i].kind != QUERN_REAL && spec->values[i] != bucket->values[i])
+        if (spec->family->params[i].param_class == QUERN_DYNAMIC &&
+            spec->values[i] != bucket->values[i])
             return false;
     }
     return true;
+}
+
+static void drawn_tell(struct search *search)
+{
+    char spec[512];
+    search->result->is_drawn = 1;
+    quern_spec_text(search->request->spec, spec, sizeof(spec));
+    qn_log(search->ctx, QUERN_LOG_INFO,
+           "tuning %s: the arrays given are of %s, not of the bucket's bound: inputs are drawn "
+           "instead",
+           search->result->bucket, spec);
 }
 
 static int testbed_make(struct search *search)
@@ -246,6 +265,8 @@ static int testbed_make(struct search *search)
     struct quern_array bound[QUERN_MAX_ARRAYS];
     struct quern_message why;
     bool is_given = request->arrays && is_bound(search);
+    if (request->arrays && !is_given)
+        drawn_tell(search);
     int status = is_given ? qn_arrays_bind(request->spec, request->arrays, bound, &why) : QUERN_OK;
     if (!status)
         status = qn_testbed_init(
@@ -367,7 +388,7 @@ static int builder_make(struct search *search)
         .jobs = jobs < MAX_JOBS ? jobs : MAX_JOBS,
         .is_exclusive = search->ctx->backend->kind == QUERN_CPU,
         .deadline_ms =
-            budget > 0 ? search->start_ms + budget * SEARCH_SHARE * 1e3 : (double)INFINITY,
+            budget > 0 ? search->search_ms + budget * SEARCH_SHARE * 1e3 : (double)INFINITY,
     };
     return qn_builder_create(search->ctx, &search->bucket, &search->candidates, &options,
                              &search->builder);
@@ -560,10 +581,12 @@ static void winner_store(struct search *search, struct qn_candidate *candidate)
     struct qn_tuned winner;
     entry_set(&result->best, candidate->variant->name, candidate->text, candidate->stat.median,
               candidate->stat.spread);
-    if (qn_tuned_put(search->ctx->store, &row, &winner) != QN_STORE_OK)
-        return; /* the store has warned; the result stands for this call */
-    entry_set(&result->best, winner.variant, winner.config, winner.time_us, winner.spread_us);
-    qn_tuned_fini(&winner);
+    if (qn_tuned_put(search->ctx->store, &row, &winner) == QN_STORE_OK) {
+        entry_set(&result->best, winner.variant, winner.config, winner.time_us, winner.spread_us);
+        qn_tuned_fini(&winner);
+    } else {
+        qn_winner_keep(search->ctx, &row); /* the store has warned */
+    }
     qn_kernels_refresh(search->ctx, &search->bucket);
 }
 
@@ -594,6 +617,7 @@ static int finish(struct search *search, struct field *field)
 static int search_run(struct search *search)
 {
     struct field field;
+    search->search_ms = qn_now_ms();
     QN_TRY(qn_candidates_init(&search->candidates, search->ctx, &search->bucket,
                               search->request->variant, search->group,
                               search->options->max_configs));
@@ -620,17 +644,53 @@ static int search_end(struct search *search, int status)
     return status;
 }
 
+/* Another process tunes the bucket, and will for as long as it takes. */
+static void waiting_tell(struct search *search, bool is_first)
+{
+    const struct quern_tune_options *options = search->options;
+    const struct quern_tune_progress progress = {
+        .seconds = seconds(search),
+        .variant = "",
+        .config = "",
+        .outcome = "waiting for another process",
+    };
+    if (is_first)
+        qn_log(search->ctx, QUERN_LOG_INFO, "tuning %s: another process does; waiting for it",
+               search->result->bucket);
+    if (options->progress && options->progress(options->user, &progress))
+        search->is_stopped = true;
+}
+
+/* There may be no lease afterwards: others could not be waited for, or none can be had, which is
+ * said at once and not after a slice. QUERN_MISS: the progress callback stopped the waiting. */
+static int lease_wait(struct search *search)
+{
+    struct qn_store *store = search->ctx->store;
+    double budget_s = search->options->budget_s;
+    double wait_s = budget_s > 0 ? budget_s * 2 + 60 : LEASE_WAIT_S;
+    char hex[QN_KEY_HEX], name[64];
+    qn_key_hex(search->text, strlen(search->text), hex);
+    snprintf(name, sizeof(name), "tune %s", hex);
+    for (bool is_first = true; seconds(search) < wait_s; is_first = false) {
+        double begin_s = seconds(search);
+        if (!qn_lease_acquire(store, name, LEASE_SLICE_S, LEASE_EXPIRY_S, &search->lease))
+            return QUERN_OK;
+        if (seconds(search) - begin_s < LEASE_SLICE_S || !qn_store_is_writable(store))
+            return QUERN_OK;
+        waiting_tell(search, is_first);
+        if (search->is_stopped)
+            return qn_fail(search->ctx, QUERN_MISS, "%s: stopped while another process tunes it",
+                           search->result->bucket);
+    }
+    return QUERN_OK;
+}
+
 /* Once across processes. Whoever waited looks again before it works. */
 static int search_leased(struct search *search)
 {
     struct quern_context *ctx = search->ctx;
     int64_t known = search->generation - 1;
-    double wait_s =
-        search->options->budget_s > 0 ? search->options->budget_s * 2 + 60 : LEASE_WAIT_S;
-    char hex[QN_KEY_HEX], name[64];
-    qn_key_hex(search->text, strlen(search->text), hex);
-    snprintf(name, sizeof(name), "tune %s", hex);
-    qn_lease_acquire(ctx->store, name, wait_s, LEASE_EXPIRY_S, &search->lease);
+    QN_TRY(lease_wait(search));
     int status = find_stored(search, known);
     if (status == QUERN_OK)
         qn_kernels_refresh(ctx, &search->bucket);
@@ -638,6 +698,19 @@ static int search_leased(struct search *search)
         status = search_end(search, search_run(search));
     qn_lease_release(search->lease);
     return status;
+}
+
+/* Times taken here may stand under no other device's name. */
+static int profile_check(struct quern_context *ctx)
+{
+    struct quern_target target;
+    struct quern_profile own;
+    ctx->backend->describe(ctx->device, &target, &own);
+    if (!strcmp(own.name, ctx->profile.name))
+        return QUERN_OK;
+    return qn_fail(ctx, QUERN_INVALID,
+                   "device-profile=%s: tuning needs the device itself; leave it out",
+                   ctx->profile.name);
 }
 
 static int request_check(struct quern_context *ctx, const struct quern_request *request,
@@ -665,6 +738,7 @@ static int request_check(struct quern_context *ctx, const struct quern_request *
         return qn_fail(ctx, QUERN_INVALID, "%s=%d: must be at least 0",
                        options->max_configs < 0 ? "max_configs" : "jobs",
                        options->max_configs < 0 ? options->max_configs : options->jobs);
+    QN_TRY(profile_check(ctx));
     int status = qn_spec_check(request->spec, &why);
     if (!status && request->arrays)
         status = qn_arrays_bind(request->spec, request->arrays, bound, &why);

@@ -138,7 +138,7 @@ static int pool_save(struct qn_workset *set, int r, struct quern_message *why)
     int status = device_alloc(set, region->packed_bytes, &saved, why);
     if (status)
         return status;
-    for (int s = 0; s < region->segment_count && !status; s++) {
+    for (int64_t s = 0; s < region->segment_count && !status; s++) {
         const struct qn_segment *segment = &region->segments[s];
         status = device_copy(set, saved + segment->packed, region->base + segment->begin,
                              segment->end - segment->begin, why);
@@ -153,7 +153,7 @@ static int pool_save(struct qn_workset *set, int r, struct quern_message *why)
 static int pool_restore(const struct qn_workset *set, int r, struct quern_message *why)
 {
     const struct qn_region *region = &set->map->regions[r];
-    for (int s = 0; s < region->segment_count; s++) {
+    for (int64_t s = 0; s < region->segment_count; s++) {
         const struct qn_segment *segment = &region->segments[s];
         QN_TRY(device_copy(set, region->base + segment->begin, set->saved[r] + segment->packed,
                            segment->end - segment->begin, why));
@@ -418,7 +418,7 @@ int qn_workset_mend(struct qn_workset *set, const struct qn_image *before,
             quern_refuse(why, "out of memory");
             return QUERN_NO_MEMORY;
         }
-        for (int s = 0; s < region->segment_count && !status; s++) {
+        for (int64_t s = 0; s < region->segment_count && !status; s++) {
             const struct qn_segment *segment = &region->segments[s];
             status =
                 segment_mend(set, region->base + segment->begin, before->data[r] + segment->packed,

@@ -557,8 +557,10 @@ class BadWordsTest(RefusalCase):
         self.refuse(2, "m=6", "run", *SMALL, "m=6")
         self.refuse(2, "word=causal", "run", *SMALL, "causal")
         self.refuse(2, "n: must be given", "run", "gemm", "m=5", "k=11")
-        huge = [f"{name}={1 << 40}" for name in "mnk"]
-        self.refuse(2, "63 bits", "run", "gemm", *huge)
+        self.refuse(2, "m=1099511627776: must be", "run", "gemm", f"m={1 << 40}", "n=1", "k=1")
+        huge = [f"m={1 << 30}", f"n={1 << 30}"]
+        self.refuse(2, "63 bits", "run", "gemm", *huge, "k=1", f"batch={1 << 24}")
+        self.refuse(1, f"d: needs {1 << 62} bytes (f32 of", "run", "gemm", *huge, "k=0")
 
     def test_choices(self):
         self.refuse(2, "target=sm_1", "gen", *SMALL, "--target", "sm_1")

@@ -1,6 +1,7 @@
 #!/bin/bash
 # The program that opens quern.h compiles without a warning as C11 and as C++20, and runs; every
-# public header, the generated ones too, compiles on its own.
+# public header, the generated ones too, compiles on its own, as C++17 too. A family's list must
+# compile as what it promises.
 . "$(dirname "$0")/checks.sh"
 
 tests/header_program.sh > "$scratch/program.c"
@@ -25,6 +26,18 @@ check "the header opens with a program" grep -q 'int main(void)' "$scratch/progr
             "$scratch/alone.c"
         check "$header stands alone in C++20" "$clang" -std=c++20 $flags -fsyntax-only -x c++ \
             "$scratch/alone.c"
+        check "$header stands alone in g++'s C++17" g++ -std=c++17 -Wpedantic $flags \
+            -fsyntax-only -x c++ "$scratch/alone.c"
     done
+
+    {
+        echo 'QUERN_PARAM(n, DYNAMIC, SIZE, 0, 1, "n")'
+        echo 'QUERN_ARRAY(x, IN, QUERN_F32, "x", n, n, n, n, n, n, n)'
+    } > "$scratch/seven.def"
+    printf '#define QUERN_DEF "seven.def"\n#include <quern/family_def.h>\n' > "$scratch/seven.c"
+    refuses cc -std=gnu11 $flags -I"$scratch" -fsyntax-only "$scratch/seven.c" \
+        2> "$scratch/seven.log"
+    check "a list with a shape of seven dimensions does not compile" \
+        grep -q 'x: too many dimensions' "$scratch/seven.log"
 }
 finish

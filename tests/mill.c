@@ -6,7 +6,7 @@
 
 #include "jit/context.h"
 
-enum { P_M, P_N, P_POOL, P_ACCUMULATE, P_MENU, P_COUNT };
+enum { P_M, P_N, P_POOL, P_ACCUMULATE, P_MENU, P_LOAD, P_COUNT };
 enum { KNOB_KIND, KNOB_WORK };
 
 struct mill_probe mill_probe;
@@ -68,6 +68,7 @@ static const struct quern_param params[] = {
     { "pool", QUERN_STATIC, QUERN_SIZE, NULL, 0, 0, "rows of out; 0: m" },
     { "accumulate", QUERN_STATIC, QUERN_FLAG, NULL, 0, 0, "add to out" },
     { "menu", QUERN_STATIC, QUERN_SIZE, NULL, 0, 0, "which candidates are offered" },
+    { "load", QUERN_HINT, QUERN_SIZE, NULL, 0, 1, "sizes nothing" },
 };
 
 static const struct quern_array_info arrays_info[] = {
@@ -89,24 +90,20 @@ void mill_shape(const struct quern_spec *spec, int index, struct quern_shape *ou
     out->dims[1] = v[P_N];
 }
 
-static int touched(const struct quern_spec *spec, const struct quern_array *arrays,
-                   const void *const *host, int index, struct quern_range *ranges)
+static void touched(const struct quern_spec *spec, const struct quern_array *arrays,
+                    const void *const *host, int index, struct quern_ranges *ranges)
 {
     struct quern_shape own;
-    int64_t row_bytes = spec->values[P_N] * 4, count = 0;
+    int64_t row_bytes = spec->values[P_N] * 4;
     mill_shape(spec, index, &own);
     if (index != MILL_OUT || !spec->values[P_POOL]) {
-        ranges[0] = (struct quern_range){ 0, qn_array_span(&own, &arrays[index]) };
-        return 1;
+        quern_ranges_add(ranges, 0, qn_array_span(&own, &arrays[index]));
+        return;
     }
-    for (int64_t row = 0; row < spec->values[P_POOL]; row++) {
-        bool is_used = false;
-        for (int64_t r = 0; r < spec->values[P_M]; r++)
-            is_used |= ((const int32_t *)host[MILL_SLOT])[r] == row;
-        if (is_used)
-            ranges[count++] = (struct quern_range){ row * row_bytes, (row + 1) * row_bytes };
+    for (int64_t r = 0; r < spec->values[P_M]; r++) {
+        int64_t slot = ((const int32_t *)host[MILL_SLOT])[r];
+        quern_ranges_add(ranges, slot * row_bytes, (slot + 1) * row_bytes);
     }
-    return (int)count;
 }
 
 int mill_inputs(const struct quern_spec *spec, int index, uint64_t seed, void *data)
@@ -251,6 +248,7 @@ const struct quern_family mill_family = {
     .shape = mill_shape,
     .variants = variants,
     .sources = sources,
+    .aliasable = 1u << MILL_OUT,
     .touched = touched,
     .inputs = mill_inputs,
     .units = units,

@@ -9,6 +9,7 @@
 static struct quern_context *ctx;
 static struct quern_spec spec; /* batch=2 rows=3 cols=5 f32 with bias */
 static float x[600], out[600], bias[16];
+static float memory[1024] __attribute__((aligned(64)));
 static struct quern_array arrays[3], bound[QUERN_MAX_ARRAYS];
 static struct quern_message why;
 
@@ -189,6 +190,7 @@ END_TEST
 START_TEST(span_ends_with_the_last_element_for_random_strides)
 {
     uint64_t seed = common_seed();
+    arrays[KINDS_OUT].data = memory;
     for (int i = 0; i < 2000; i++) {
         int64_t batch = common_between(&seed, 1, 5), rows = common_between(&seed, 1, 5);
         int64_t cols = common_between(&seed, 1, 5), row = common_between(&seed, cols, 3 * cols);
@@ -283,31 +285,225 @@ END_TEST
 START_TEST(output_rows_that_overlap_are_refused)
 {
     set(KINDS_OUT, 3, 15, 4, 1);
-    refused("out.strides[1]=4: must be at least 5");
+    refused("out.strides[1]=4: must be at least 5, so that its elements do not overlap");
     set(KINDS_OUT, 3, 14, 5, 1);
     refused("out.strides[0]=14: must be at least 15");
     set(KINDS_OUT, 3, 15, 0, 1);
     refused("out.strides[1]=0: must be at least 5");
     set(KINDS_OUT, 3, 0, 5, 1);
-    refused("out.strides[0]=0: must be at least 15");
+    refused("out.strides[0]=0: must be at least 5");
+    set(KINDS_OUT, 3, 5, 5, 1);
+    refused("out.strides[0]=5: must be at least 15");
+    set(KINDS_OUT, 3, 5, 9, 1); /* rows outside matrices */
+    refused("out.strides[1]=9: must be at least 10");
     set(KINDS_OUT, 3, -15, 5, 1);
-    refused("out.strides[0]=-15: must be at least 15");
+    refused("out.strides[0]=-15: must be at least 0");
     spec = common_spec(ctx, "kinds batch=2 rows=3 cols=5 biased=1 accumulate=1");
     set(KINDS_OUT, 3, 0, 5, 1);
-    refused("out.strides[0]=0: must be at least 15");
+    refused("out.strides[0]=0: must be at least 5");
     set(KINDS_OUT, 3, 15, 5, 1);
     accepted();
 }
 END_TEST
 
-START_TEST(input_rows_that_overlap_without_repeating_are_refused)
+START_TEST(negative_strides_are_refused)
 {
-    set(KINDS_X, 3, 15, 4, 1);
-    refused("x.strides[1]=4: must be at least 5, or 0 to repeat");
     set(KINDS_X, 3, -15, 5, 1);
-    refused("x.strides[0]=-15: must be at least 15, or 0 to repeat");
+    refused("x.strides[0]=-15: must be at least 0");
     set(KINDS_X, 3, 15, -5, 1);
-    refused("x.strides[1]=-5: must be at least 5, or 0 to repeat");
+    refused("x.strides[1]=-5: must be at least 0");
+    set(KINDS_X, 0, 0, 0, 0);
+    set(KINDS_OUT, 3, 15, -5, 1);
+    refused("out.strides[1]=-5: must be at least 0");
+}
+END_TEST
+
+START_TEST(an_inputs_rows_may_overlap)
+{
+    set(KINDS_X, 3, 2, 1, 1); /* windows of five, one further each row */
+    accepted();
+    ck_assert_int_eq(span_of(KINDS_X), (2 + 2 + 5) * 4);
+    arrays[KINDS_X].size_bytes = 9 * 4 - 1;
+    refused("x.size_bytes=35: must be at least 36");
+}
+END_TEST
+
+START_TEST(outer_strides_may_be_in_any_order)
+{
+    set(KINDS_X, 3, 5, 10, 1);
+    set(KINDS_OUT, 3, 7, 14, 1);
+    accepted();
+    bound_is(KINDS_X, 5, 10, 1);
+    bound_is(KINDS_OUT, 7, 14, 1);
+    ck_assert_int_eq(span_of(KINDS_OUT), (7 + 28 + 5) * 4);
+}
+END_TEST
+
+/* Against a table of what is taken, over every small set of strides. */
+START_TEST(an_output_is_accepted_when_no_two_elements_meet_and_refused_when_they_do)
+{
+    uint64_t seed = common_seed();
+    int accepted_count = 0;
+    for (int i = 0; i < 5000; i++) {
+        int64_t dims[3] = { common_between(&seed, 1, 4), common_between(&seed, 1, 4),
+                            common_between(&seed, 1, 4) };
+        int64_t outer = common_between(&seed, 0, 20), row = common_between(&seed, 0, 20);
+        char taken[128] = { 0 };
+        bool is_met = false;
+        for (int d = 0; d < 3; d++)
+            spec.values[(int[]){ KINDS_BATCH, KINDS_ROWS, KINDS_COLS }[d]] = dims[d];
+        for (int64_t at = 0; at < dims[0] * dims[1] * dims[2]; at++) {
+            int64_t b = at / dims[2] / dims[1], r = at / dims[2] % dims[1], c = at % dims[2];
+            is_met |= taken[b * outer + r * row + c]++ > 0;
+        }
+        set(KINDS_OUT, 3, outer, row, 1);
+        bool is_accepted = bind() == QUERN_OK;
+        accepted_count += is_accepted;
+        ck_assert_msg(!is_accepted || !is_met, "%ldx%ldx%ld, strides %ld, %ld: accepted",
+                      (long)dims[0], (long)dims[1], (long)dims[2], (long)outer, (long)row);
+        bool is_nested = row >= dims[2] && outer >= (dims[1] - 1) * row + dims[2];
+        bool is_swapped = outer >= dims[2] && row >= (dims[0] - 1) * outer + dims[2];
+        ck_assert_msg(is_accepted || (!is_nested && !is_swapped), "refused: %s", why.text);
+    }
+    ck_assert_int_gt(accepted_count, 500);
+}
+END_TEST
+
+/* ---- Overlaps ------------------------------------------------------------------------------ */
+
+START_TEST(an_output_that_shares_memory_with_another_array_is_refused)
+{
+    for (int from = -29; from < 30; from++) {
+        arrays[KINDS_X].data = memory + 100;
+        arrays[KINDS_OUT].data = memory + 100 + from;
+        refused("out=0x");
+        refused(": overlaps x=0x");
+        refused(": must share no memory with it");
+        ck_assert_ptr_null(strstr(why.text, "very data"));
+    }
+    arrays[KINDS_OUT].data = memory + 130;
+    accepted();
+    arrays[KINDS_OUT].data = memory + 70;
+    accepted();
+    arrays[KINDS_BIAS].data = memory + 99; /* the last of out */
+    refused("overlaps bias=");
+    arrays[KINDS_BIAS].data = memory + 110; /* inputs may share */
+    accepted();
+}
+END_TEST
+
+START_TEST(overlaps_are_judged_by_what_is_reached_and_not_by_size_bytes)
+{
+    arrays[KINDS_X].data = memory;
+    arrays[KINDS_X].size_bytes = sizeof(memory);
+    arrays[KINDS_OUT].data = memory + 30;
+    arrays[KINDS_OUT].size_bytes = sizeof(memory) - 120;
+    accepted();
+    set(KINDS_X, 3, 16, 5, 1);
+    refused("overlaps x=");
+    spec = common_spec(ctx, "kinds batch=2 rows=0 cols=5 biased=1");
+    set(KINDS_X, 0, 0, 0, 0);
+    arrays[KINDS_OUT].data = arrays[KINDS_X].data; /* empty */
+    accepted();
+}
+END_TEST
+
+START_TEST(a_family_may_allow_an_output_to_lie_exactly_on_an_input)
+{
+    struct quern_array pair[2] = { { .data = memory }, { .data = memory } };
+    spec = common_spec(ctx, "copy n=100");
+    ck_assert_int_eq(qn_arrays_bind(&spec, pair, bound, &why), QUERN_OK);
+    pair[1].data = memory + 1;
+    ck_assert_int_eq(qn_arrays_bind(&spec, pair, bound, &why), QUERN_INVALID);
+    ck_assert_ptr_nonnull(strstr(why.text, "overlaps x="));
+    ck_assert_ptr_nonnull(strstr(why.text, "or be an input's very data, shape and strides"));
+
+    struct quern_family mine = kinds_family; /* the same for views */
+    mine.aliasable = 1u << KINDS_OUT;
+    spec = common_spec(ctx, "kinds batch=2 rows=3 cols=5 biased=1");
+    spec.family = &mine;
+    arrays[KINDS_OUT].data = arrays[KINDS_X].data;
+    accepted();
+    set(KINDS_X, 3, 15, 5, 1); /* written out, and still the same */
+    accepted();
+    set(KINDS_X, 3, 5, 10, 1);
+    refused("overlaps x=");
+    set(KINDS_OUT, 3, 5, 10, 1);
+    accepted();
+    arrays[KINDS_BIAS].data = arrays[KINDS_X].data;
+    refused("overlaps bias="); /* of another shape */
+}
+END_TEST
+
+START_TEST(gemm_refuses_an_output_over_its_factors)
+{
+    struct quern_array four[4] = { { .data = x }, { .data = memory }, { 0 }, { .data = out } };
+    spec = common_spec(ctx, "gemm m=8 n=8 k=8");
+    ck_assert_int_eq(qn_arrays_bind(&spec, four, bound, &why), QUERN_OK);
+    four[3].data = x;
+    assert_refused(ctx, quern_run(ctx, &spec, four, NULL), QUERN_INVALID, ": overlaps a=");
+    four[3].data = memory + 63;
+    assert_refused(ctx, quern_run(ctx, &spec, four, NULL), QUERN_INVALID, ": overlaps b=");
+}
+END_TEST
+
+/* ---- Views that run ------------------------------------------------------------------------ */
+
+static struct quern_array head_major(void *data, int64_t heads, int64_t dim)
+{
+    return (struct quern_array){ .data = data, .rank = 3, .strides = { dim, heads * dim, 1 } };
+}
+
+/* Heads of [tokens, heads, dim] tensors as the batch of a gemm, in and out. */
+START_TEST(a_batch_may_run_over_the_inner_dimension_of_its_arrays)
+{
+    static const char *const texts[] = {
+        "gemm batch=3 m=37 n=20 k=24",
+        "gemm batch=3 m=37 n=20 k=24 accumulate=1",
+        "gemm batch=3 m=1 n=20 k=24 a=bf16 b=bf16 d=bf16 layout=nn",
+        "gemm batch=3 m=64 n=20 k=24 a=bf16 b=bf16 layout=nn",
+    };
+    static float a[64 * 3 * 24], b[3 * 24 * 20], d[64 * 3 * 20];
+    uint64_t seed = common_seed();
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+        struct quern_kernel *kernel;
+        struct quern_check check = { 0 };
+        spec = common_spec(ctx, texts[i]);
+        int64_t n = 20, k = 24;
+        bool is_nn = strstr(texts[i], "layout=nn");
+        struct quern_array four[4] = {
+            head_major(a, 3, k), head_major(b, 3, is_nn ? n : k), { 0 }, head_major(d, 3, n)
+        };
+        struct quern_shape shape;
+        for (int j = 0; j < 4; j++) { /* the same numbers, in whichever order */
+            assert_ok(ctx, quern_spec_shape(ctx, &spec, j, &shape));
+            assert_ok(ctx, quern_fill(ctx, &spec, j, common_random(&seed), four[j].data));
+        }
+        assert_ok(ctx, quern_dispatch(ctx, &spec, four, &kernel));
+        assert_ok(ctx, quern_verify(ctx, kernel, &spec, four, common_random(&seed), &check));
+        ck_assert_msg(check.ok, "%s: %s", texts[i], check.why);
+        ck_assert_double_gt(check.covered, 0);
+        four[3].strides[0] = n - 1;
+        assert_refused(ctx, quern_run(ctx, &spec, four, NULL), QUERN_INVALID,
+                       "d.strides[0]=19: must be at least 20");
+    }
+}
+END_TEST
+
+START_TEST(windows_of_one_signal_are_an_input_like_any_other)
+{
+    struct quern_array four[4] = {
+        { .data = x, .rank = 3, .strides = { 0, 1, 1 } }, { .data = memory }, { 0 }, { .data = out }
+    };
+    struct quern_kernel *kernel;
+    struct quern_check check = { 0 };
+    uint64_t seed = common_seed();
+    for (int i = 0; i < 600; i++)
+        x[i] = (float)common_between(&seed, -100, 100), memory[i] = x[i] / 3;
+    spec = common_spec(ctx, "gemm m=50 n=7 k=16");
+    assert_ok(ctx, quern_dispatch(ctx, &spec, four, &kernel));
+    assert_ok(ctx, quern_verify(ctx, kernel, &spec, four, common_random(&seed), &check));
+    ck_assert_msg(check.ok, "%s", check.why);
 }
 END_TEST
 
@@ -323,6 +519,9 @@ START_TEST(a_reach_that_overflows_is_refused)
     set(KINDS_X, 3, INT64_C(1) << 60, INT64_C(1) << 59, 1);
     refused("x.strides[0]=1152921504606846976");
     set(KINDS_X, 3, INT64_C(1) << 60, 5, 1);
+    arrays[KINDS_X].data = memory + 200; /* behind what is written */
+    arrays[KINDS_OUT].data = memory;
+    arrays[KINDS_BIAS].data = memory + 100;
     accepted();
     ck_assert_int_eq(span_of(KINDS_X), (INT64_C(1) << 62) + 15 * 4);
     arrays[KINDS_X].size_bytes = 600 * 4;
@@ -334,7 +533,8 @@ END_TEST
 
 START_TEST(launch_and_run_refuse_what_binding_refuses)
 {
-    struct quern_kernel *kernel = NULL;
+    struct quern_kernel *kernel;
+    assert_ok(ctx, quern_dispatch(ctx, &spec, NULL, &kernel));
     arrays[KINDS_OUT].data = NULL;
     assert_refused(ctx, quern_run(ctx, &spec, arrays, NULL), QUERN_INVALID, "out=NULL");
     assert_refused(ctx, quern_run(ctx, &spec, NULL, NULL), QUERN_INVALID, "arrays=NULL");
@@ -350,7 +550,6 @@ START_TEST(alignment_is_what_divides_the_base_and_every_outer_stride)
         int is;
     } cases[] = { { 0, 8, 16 }, { 0, 4, 16 }, { 0, 6, 8 }, { 0, 5, 4 },   { 2, 8, 8 },
                   { 1, 8, 4 },  { 4, 4, 16 }, { 2, 7, 4 }, { 16, 64, 16 } };
-    static float memory[1024] __attribute__((aligned(64)));
     spec = common_spec(ctx, "kinds batch=2 rows=3 cols=4 biased=1");
     for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
         struct qn_bucket bucket;
@@ -365,7 +564,6 @@ END_TEST
 START_TEST(alignment_of_dense_rows_is_that_of_their_length)
 {
     static const int is[] = { 0, 4, 8, 4, 16, 4, 8, 4, 16 };
-    static float memory[64] __attribute__((aligned(64)));
     set(KINDS_X, 0, 0, 0, 0);
     arrays[KINDS_X].data = memory;
     for (int cols = 1; cols <= 8; cols++) {
@@ -399,6 +597,7 @@ static Suite *suite_make(void)
 {
     Suite *suite = suite_create("arrays");
     TCase *tcase = tcase_create("arrays");
+    tcase_set_timeout(tcase, 60);
     tcase_add_checked_fixture(tcase, setup, teardown);
     tcase_add_test(tcase, a_pointer_alone_is_dense);
     tcase_add_test(tcase, given_strides_are_kept);
@@ -418,7 +617,16 @@ static Suite *suite_make(void)
     tcase_add_test(tcase, a_lower_rank_that_leaves_out_more_than_ones_is_refused);
     tcase_add_test(tcase, an_innermost_stride_other_than_one_is_refused);
     tcase_add_test(tcase, output_rows_that_overlap_are_refused);
-    tcase_add_test(tcase, input_rows_that_overlap_without_repeating_are_refused);
+    tcase_add_test(tcase, negative_strides_are_refused);
+    tcase_add_test(tcase, an_inputs_rows_may_overlap);
+    tcase_add_test(tcase, outer_strides_may_be_in_any_order);
+    tcase_add_test(tcase, an_output_is_accepted_when_no_two_elements_meet_and_refused_when_they_do);
+    tcase_add_test(tcase, an_output_that_shares_memory_with_another_array_is_refused);
+    tcase_add_test(tcase, overlaps_are_judged_by_what_is_reached_and_not_by_size_bytes);
+    tcase_add_test(tcase, a_family_may_allow_an_output_to_lie_exactly_on_an_input);
+    tcase_add_test(tcase, gemm_refuses_an_output_over_its_factors);
+    tcase_add_test(tcase, a_batch_may_run_over_the_inner_dimension_of_its_arrays);
+    tcase_add_test(tcase, windows_of_one_signal_are_an_input_like_any_other);
     tcase_add_test(tcase, a_reach_that_overflows_is_refused);
     tcase_add_test(tcase, launch_and_run_refuse_what_binding_refuses);
     tcase_add_test(tcase, alignment_is_what_divides_the_base_and_every_outer_stride);

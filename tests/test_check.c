@@ -8,11 +8,11 @@
 #include "jit/check.h"
 #include "jit/dtype.h"
 
-/* ---- A family without kernels: out[m, n] = 2 x[m, n], a unit a row ------------------------- */
+/* ---- A family without kernels: out[m, n] = 2 x[m, n] or 2/3 x[m, n], a unit a row ---------- */
 
-enum { P_M, P_N, P_DTYPE, P_COSTLY, P_BROKEN, P_COUNT };
+enum { P_M, P_N, P_DTYPE, P_COSTLY, P_BROKEN, P_THIRDS, P_COUNT };
 enum { A_X, A_OUT, A_COUNT };
-enum { BROKEN_NOT, BROKEN_READ, BROKEN_EXPECT, BROKEN_MEMORY, BROKEN_SILENT };
+enum { BROKEN_NOT, BROKEN_READ, BROKEN_EXPECT, BROKEN_MEMORY, BROKEN_SILENT, BROKEN_TOUCHED };
 
 static const struct quern_param params[] = {
     { "m", QUERN_DYNAMIC, QUERN_SIZE, NULL, 0, QUERN_REQUIRED, "rows" },
@@ -20,6 +20,7 @@ static const struct quern_param params[] = {
     { "dtype", QUERN_STATIC, QUERN_DTYPE, "f32 bf16 f16 e4m3 i32 i8", 0, QUERN_F32, "of both" },
     { "costly", QUERN_STATIC, QUERN_SIZE, NULL, 0, 0, "GFLOP that it claims to cost" },
     { "broken", QUERN_STATIC, QUERN_SIZE, NULL, 0, 0, "how its reference misbehaves" },
+    { "thirds", QUERN_STATIC, QUERN_FLAG, NULL, 0, 0, "2/3 x, which no float dtype has" },
 };
 
 static const struct quern_array_info arrays_info[] = {
@@ -63,7 +64,7 @@ static void reference(struct quern_ref *ref, int64_t unit)
     misbehave(ref, how, n);
     quern_ref_read(ref, A_X, unit * n, n, row);
     for (int64_t i = 0; i < n; i++)
-        row[i] *= 2;
+        row[i] *= quern_ref_spec(ref)->values[P_THIRDS] ? 2.0 / 3 : 2;
     quern_ref_expect(ref, A_OUT, unit * n, n, row);
 }
 
@@ -93,6 +94,25 @@ static double linear_check(struct quern_ref *ref, uint64_t seed)
             error += fabs(out[i] - 2 * x[i]);
     }
     return error;
+}
+
+/* Rows backwards, each as two halves that overlap, then some of them again. */
+static void touched(const struct quern_spec *spec, const struct quern_array *arrays,
+                    const void *const *host, int index, struct quern_ranges *ranges)
+{
+    int64_t m = spec->values[P_M], n = spec->values[P_N];
+    int64_t bytes = (int64_t)quern_dtype_bytes((int)spec->values[P_DTYPE]);
+    int64_t stride = arrays[index].strides[0] * bytes;
+    (void)host;
+    for (int64_t row = m - 1; row >= 0; row--) {
+        quern_ranges_add(ranges, row * stride + n / 3 * bytes, row * stride + n * bytes);
+        quern_ranges_add(ranges, row * stride, row * stride + n / 2 * bytes);
+    }
+    for (int64_t row = 0; row < m; row += 3)
+        quern_ranges_add(ranges, row * stride, row * stride + n * bytes);
+    quern_ranges_add(ranges, 0, 0);
+    if (spec->values[P_BROKEN] == BROKEN_TOUCHED)
+        quern_ranges_add(ranges, 8, (m - 1) * stride + n * bytes + 1);
 }
 
 static int supports(const struct quern_problem *problem)
@@ -136,6 +156,8 @@ static const struct quern_variant *const variants[] = { &nowhere, NULL };
 static const struct quern_family doubled = { DOUBLE_FAMILY("doubled") };
 static const struct quern_family doubled_linear = { DOUBLE_FAMILY("doubled_linear"),
                                                     .linear_check = linear_check };
+static const struct quern_family doubled_touched = { DOUBLE_FAMILY("doubled_touched"),
+                                                     .touched = touched };
 
 /* ---- One call that never happens ----------------------------------------------------------- */
 
@@ -165,8 +187,8 @@ static double get(const struct call *call, const char *array, int64_t row, int64
                         array + (size_t)(row * call->stride + column) * call->element);
 }
 
-/* Arrays with `padding` elements after each row, x random. */
-static void call_init(struct call *call, const char *text, int64_t padding)
+/* Arrays with `padding` elements after each row, x random. What qn_regions_init() gives. */
+static int call_init(struct call *call, const char *text, int64_t padding)
 {
     struct quern_array arrays[A_COUNT] = { { 0 } }, bound[QUERN_MAX_ARRAYS];
     uint64_t seed = common_seed();
@@ -174,6 +196,7 @@ static void call_init(struct call *call, const char *text, int64_t padding)
     call->ctx = common_context(NULL);
     assert_ok(call->ctx, quern_family_register(call->ctx, &doubled));
     assert_ok(call->ctx, quern_family_register(call->ctx, &doubled_linear));
+    assert_ok(call->ctx, quern_family_register(call->ctx, &doubled_touched));
     call->spec = common_spec(call->ctx, text);
     call->m = call->spec.values[P_M];
     call->n = call->spec.values[P_N];
@@ -191,10 +214,13 @@ static void call_init(struct call *call, const char *text, int64_t padding)
         arrays[i] =
             (struct quern_array){ i == A_X ? call->x : call->out, 0, 2, { call->stride, 1 } };
     ck_assert_msg(!qn_arrays_bind(&call->spec, arrays, bound, &call->why), "%s", call->why.text);
-    ck_assert(!qn_regions_init(&call->map, call->ctx, &call->spec, bound, &call->why));
+    int status = qn_regions_init(&call->map, call->ctx, &call->spec, bound, &call->why);
+    if (status)
+        return status;
     qn_place_bound(&call->map, &call->place);
     ck_assert(!qn_image_init(&call->map, QN_IMAGE_ALL, &call->before, &call->why));
     ck_assert(!qn_image_init(&call->map, QN_IMAGE_WRITTEN, &call->after, &call->why));
+    return QUERN_OK;
 }
 
 static int call_expect(struct call *call, uint64_t seed)
@@ -252,7 +278,7 @@ static void call_fini(struct call *call)
 
 static void call_start(struct call *call, const char *text, int64_t padding)
 {
-    call_init(call, text, padding);
+    ck_assert_msg(!call_init(call, text, padding), "%s", call->why.text);
     ck_assert_msg(!call_expect(call, 1), "%s", call->why.text);
     call_run(call);
 }
@@ -399,6 +425,34 @@ START_TEST(a_small_error_everywhere_is_past_the_total_bound)
 }
 END_TEST
 
+/* At 1.979166.. a bf16 step is 4e-3 of the value: the nearest one, 1.9765625, is off by 1.3e-3 and
+ * the next by 2.6e-3. Both are past tol, and within what a row may be off. */
+START_TEST(one_rounded_element_passes_past_the_bound_and_its_neighbour_does_not)
+{
+    struct call call;
+    call_start(&call, "doubled m=1 n=1 dtype=bf16 thirds=1", 0);
+    put(&call, call.x, 0, 0, 2.96875);
+    ck_assert(!call_expect(&call, 1));
+    put(&call, call.out, 0, 0, 1.9765625);
+    passes(&call);
+    ck_assert_double_gt(call.check.rel_err, call.check.tol);
+    ck_assert_double_gt(call.check.tol, 0);
+    put(&call, call.out, 0, 0, 1.984375);
+    fails(&call, "of the norm, at most 0.001");
+    call_fini(&call);
+}
+END_TEST
+
+START_TEST(where_the_outputs_are_empty_no_unit_is_evaluated)
+{
+    struct call call; /* its reference would fail */
+    call_start(&call, "doubled m=9 n=0 broken=2", 1);
+    passes(&call);
+    ck_assert_double_eq(call.check.covered, 1);
+    call_fini(&call);
+}
+END_TEST
+
 /* ---- Sampling ------------------------------------------------------------------------------ */
 
 START_TEST(a_costly_problem_is_sampled_and_its_edges_always_seen)
@@ -510,6 +564,38 @@ START_TEST(writes_into_padding_and_inputs_are_seen)
 }
 END_TEST
 
+START_TEST(touched_ranges_are_any_number_in_any_order)
+{
+    for (int64_t padding = 0; padding < 2; padding++) {
+        struct call call;
+        call_start(&call, "doubled_touched m=3000 n=7", padding);
+        ck_assert_int_eq(call.map.touched[A_OUT].count, padding ? 3000 : 1);
+        for (int64_t r = 0; r < call.map.touched[A_OUT].count; r++)
+            ck_assert_int_eq(call.map.touched[A_OUT].list[r].begin, r * 32);
+        passes(&call);
+        ck_assert_double_eq(call.check.covered, 1);
+        ck_assert_msg(
+            !qn_regions_compare(&call.map, &call.place, &call.before, &call.after, &call.why), "%s",
+            call.why.text);
+        call.out[(2998 * (7 + padding) + 7) * 4] ^= (char)padding;
+        if (padding)
+            untouched_fails(&call, "which no element of an output covers");
+        memset(call.out + 2999 * (7 + padding) * 4, 0xff, 4);
+        fails(&call, "row 2999, element 0: wanted");
+        call_fini(&call);
+    }
+}
+END_TEST
+
+START_TEST(a_touched_range_outside_its_array_is_an_error)
+{
+    struct call call;
+    ck_assert_int_eq(call_init(&call, "doubled_touched m=4 n=8 broken=5", 1), QUERN_INTERNAL);
+    ck_assert_str_eq(call.why.text, "x: its family says that bytes [8, 141) are touched, of 140");
+    call_fini(&call);
+}
+END_TEST
+
 START_TEST(a_reference_that_breaks_its_contract_is_an_error_and_no_crash)
 {
     static const struct {
@@ -598,11 +684,15 @@ int main(void)
     tcase_add_test(tests, a_zero_row_must_be_zero);
     tcase_add_test(tests, a_bad_row_is_not_hidden_by_good_ones);
     tcase_add_test(tests, a_small_error_everywhere_is_past_the_total_bound);
+    tcase_add_test(tests, one_rounded_element_passes_past_the_bound_and_its_neighbour_does_not);
+    tcase_add_test(tests, where_the_outputs_are_empty_no_unit_is_evaluated);
     tcase_add_test(tests, a_costly_problem_is_sampled_and_its_edges_always_seen);
     tcase_add_test(tests, the_sample_follows_the_seed);
     tcase_add_test(tests, the_linear_check_sees_what_the_sample_leaves_out);
     tcase_add_test(tests, unwritten_rows_between_sampled_ones_are_seen);
     tcase_add_test(tests, writes_into_padding_and_inputs_are_seen);
+    tcase_add_test(tests, touched_ranges_are_any_number_in_any_order);
+    tcase_add_test(tests, a_touched_range_outside_its_array_is_an_error);
     tcase_add_test(tests, a_reference_that_breaks_its_contract_is_an_error_and_no_crash);
     tcase_add_test(tests, verify_runs_a_kernel_on_the_callers_arrays);
     tcase_add_test(tests, verify_refuses_before_it_poisons);

@@ -337,7 +337,7 @@ END_TEST
 
 struct hook {
     int allocs, frees;
-    size_t live_bytes, largest;
+    size_t live_bytes, largest, offset;
     bool is_empty, is_wrong;
 };
 
@@ -350,7 +350,7 @@ static void *hook_alloc(size_t bytes, int device, void *stream, void *user)
     hook->allocs++;
     hook->live_bytes += bytes;
     hook->largest = bytes > hook->largest ? bytes : hook->largest;
-    return aligned_alloc(256, (bytes + 255) / 256 * 256);
+    return (char *)aligned_alloc(256, (bytes + hook->offset + 255) / 256 * 256) + hook->offset;
 }
 
 static void hook_free(void *data, size_t bytes, int device, void *stream, void *user)
@@ -359,7 +359,13 @@ static void hook_free(void *data, size_t bytes, int device, void *stream, void *
     hook->is_wrong |= device != 0 || stream != NULL || !data || bytes > hook->live_bytes;
     hook->frees++;
     hook->live_bytes -= bytes;
-    free(data);
+    free((char *)data - hook->offset);
+}
+
+static void log_not_wanted(void *user, int level, const char *line)
+{
+    (void)level, (void)line;
+    ++*(int *)user;
 }
 
 START_TEST(the_allocator_hook_gives_the_workspace_and_gets_it_back)
@@ -370,7 +376,7 @@ START_TEST(the_allocator_hook_gives_the_workspace_and_gets_it_back)
     struct quern_kernel *kernel;
     options.alloc = hook_alloc;
     options.free = hook_free;
-    options.user = &hook;
+    options.alloc_user = &hook;
     struct quern_context *hooked = common_context(&options);
     struct quern_spec spec = common_spec(hooked, "kinds rows=20 cols=7 gain=2");
     common_arrays_init(&set, hooked, &spec, dense, common_random(&seed));
@@ -387,13 +393,43 @@ START_TEST(the_allocator_hook_gives_the_workspace_and_gets_it_back)
     quern_memory_free(hooked, memory, 100);
     hook.is_empty = true;
     assert_refused(hooked, quern_run(hooked, &spec, set.arrays, NULL), QUERN_NO_MEMORY,
-                   "workspace_bytes=");
+                   "workspace: bytes=1792: options.alloc has no such memory");
     ck_assert_int_eq(hook.allocs, hook.frees);
     common_arrays_fini(&set);
     quern_context_destroy(hooked);
     ck_assert_uint_eq(hook.live_bytes, 0);
     ck_assert_int_eq(hook.allocs, hook.frees);
     ck_assert(!hook.is_wrong);
+}
+END_TEST
+
+START_TEST(misaligned_memory_of_a_hook_is_handed_back_and_the_hook_named)
+{
+    int lines = 0;
+    struct hook hook = { .offset = 128 };
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    struct common_arrays set;
+    void *memory = &set;
+    options.alloc = hook_alloc;
+    options.free = hook_free;
+    options.alloc_user = &hook;
+    options.log = log_not_wanted; /* the log's user is another */
+    options.user = &lines;
+    struct quern_context *hooked = common_context(&options);
+    struct quern_spec spec = common_spec(hooked, "kinds rows=20 cols=7 gain=2");
+    common_arrays_init(&set, hooked, &spec, dense, common_random(&seed));
+    assert_refused(hooked, quern_run(hooked, &spec, set.arrays, NULL), QUERN_INVALID,
+                   "workspace: options.alloc=0x");
+    assert_refused(hooked, quern_memory_alloc(hooked, 100, &memory), QUERN_INVALID,
+                   "for 100 bytes: must be a multiple of 256");
+    ck_assert_ptr_eq(memory, &set);
+    ck_assert_ptr_null(qn_alloc(hooked, 100, NULL));
+    ck_assert_int_eq(lines, 1);
+    ck_assert_int_eq(hook.allocs, 3);
+    ck_assert_int_eq(hook.frees, 3);
+    ck_assert(!hook.is_wrong);
+    common_arrays_fini(&set);
+    quern_context_destroy(hooked);
 }
 END_TEST
 
@@ -404,7 +440,7 @@ START_TEST(a_kernel_without_workspace_asks_the_hook_for_nothing)
     struct common_arrays set;
     options.alloc = hook_alloc;
     options.free = hook_free;
-    options.user = &hook;
+    options.alloc_user = &hook;
     struct quern_context *hooked = common_context(&options);
     struct quern_spec spec = common_spec(hooked, "copy n=77");
     common_arrays_init(&set, hooked, &spec, dense, common_random(&seed));
@@ -412,6 +448,116 @@ START_TEST(a_kernel_without_workspace_asks_the_hook_for_nothing)
     ck_assert_int_eq(hook.allocs + hook.frees, 0);
     common_arrays_fini(&set);
     quern_context_destroy(hooked);
+}
+END_TEST
+
+START_TEST(a_copy_may_run_in_place)
+{
+    static float memory[1000];
+    struct quern_array arrays[2] = { { .data = memory }, { .data = memory } };
+    static const char *const texts[] = { "copy n=1000", "copy n=1000 alpha=3",
+                                         "copy n=999 inplace=1 alpha=2", "copy n=1000 inplace=1" };
+    static const double factors[] = { 1, 3, 3, 2 };
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+        struct quern_spec spec = common_spec(ctx, texts[i]);
+        for (int j = 0; j < 1000; j++)
+            memory[j] = (float)j;
+        assert_ok(ctx, quern_run(ctx, &spec, arrays, NULL));
+        for (int j = 0; j < 999; j++)
+            ck_assert_double_eq(memory[j], factors[i] * j);
+    }
+}
+END_TEST
+
+/* ---- Kernels of the caller's choice -------------------------------------------------------- */
+
+static struct quern_kernel *prepare(const char *text, const char *variant, const char *config)
+{
+    struct quern_request request = QUERN_REQUEST_INIT;
+    struct quern_spec spec = common_spec(ctx, text);
+    struct quern_kernel *kernel;
+    request.spec = &spec;
+    request.variant = variant;
+    request.config = config;
+    assert_ok(ctx, quern_prepare(ctx, &request, &kernel));
+    return kernel;
+}
+
+START_TEST(a_kernel_with_a_config_of_the_callers_is_found_again_and_by_nobody_else)
+{
+    struct quern_kernel *plain = dispatch(ctx, "kinds rows=100", NULL);
+    struct quern_kernel *given = prepare("kinds rows=100", NULL, "tile=16");
+    ck_assert_ptr_ne(plain, given);
+    ck_assert_int_eq(report_of(given).config_from, QUERN_CONFIG_GIVEN);
+    ck_assert_ptr_eq(given, prepare("kinds rows=100", NULL, "tile=16"));
+    ck_assert_ptr_eq(given, prepare("kinds rows=128", NULL, "add.unroll=1,tile=16"));
+    ck_assert_ptr_eq(given, prepare("kinds rows=100", "kinds_cpu", "tile=16"));
+    ck_assert_ptr_ne(given, prepare("kinds rows=100", NULL, "tile=32"));
+    ck_assert_ptr_ne(given, prepare("kinds rows=129", NULL, "tile=16"));
+    ck_assert_ptr_ne(given, prepare("kinds rows=100", "kinds_wrong", "tile=16"));
+    /* the same choices, but not given: another report */
+    struct quern_kernel *variant = prepare("kinds rows=100", "kinds_cpu", NULL);
+    ck_assert_ptr_eq(variant, prepare("kinds rows=100", "kinds_cpu", NULL));
+    ck_assert_int_eq(report_of(variant).config_from, QUERN_CONFIG_HEURISTIC);
+    ck_assert_ptr_ne(variant, prepare("kinds rows=100", "kinds_cpu", "tile=8"));
+    ck_assert_ptr_eq(plain, dispatch(ctx, "kinds rows=100", NULL));
+    ck_assert_ptr_eq(plain, prepare("kinds rows=100", NULL, NULL));
+    ck_assert_ptr_null(ctx->retired);
+}
+END_TEST
+
+START_TEST(null_arguments_are_refused_by_name_and_a_null_context_without_a_text)
+{
+    struct quern_spec spec = common_spec(ctx, "copy n=3");
+    struct quern_request request = QUERN_REQUEST_INIT;
+    struct quern_kernel *kernel = dispatch(ctx, "copy n=3", NULL);
+    struct quern_array arrays[2] = { { 0 } };
+    struct quern_report report = { .step_count = 77 };
+    request.spec = &spec;
+    assert_refused(ctx, quern_launch(ctx, NULL, &spec, arrays, NULL), QUERN_INVALID,
+                   "kernel=NULL: must be given");
+    assert_refused(ctx, quern_launch(ctx, kernel, NULL, arrays, NULL), QUERN_INVALID, "spec=NULL");
+    assert_refused(ctx, quern_launch(ctx, kernel, &spec, NULL, NULL), QUERN_INVALID, "arrays=NULL");
+    assert_refused(ctx, quern_run(ctx, NULL, arrays, NULL), QUERN_INVALID, "spec=NULL");
+    assert_refused(ctx, quern_run(ctx, &spec, NULL, NULL), QUERN_INVALID, "arrays=NULL");
+    assert_refused(ctx, quern_dispatch(ctx, NULL, NULL, &kernel), QUERN_INVALID, "spec=NULL");
+    assert_refused(ctx, quern_dispatch(ctx, &spec, NULL, NULL), QUERN_INVALID,
+                   "kernel=NULL: must be given");
+    assert_refused(ctx, quern_prepare(ctx, NULL, &kernel), QUERN_INVALID,
+                   "request=NULL: must be given");
+    assert_refused(ctx, quern_prepare(ctx, &request, NULL), QUERN_INVALID, "kernel=NULL");
+    request.spec = NULL;
+    assert_refused(ctx, quern_prepare(ctx, &request, &kernel), QUERN_INVALID, "spec=NULL");
+    assert_refused(ctx, quern_memory_alloc(ctx, 8, NULL), QUERN_INVALID, "data=NULL");
+    assert_refused(ctx, quern_memory_copy(ctx, NULL, &spec, 8), QUERN_INVALID, "to=NULL");
+    assert_refused(ctx, quern_memory_copy(ctx, &spec, NULL, 8), QUERN_INVALID, "from=NULL");
+    assert_ok(ctx, quern_memory_copy(ctx, NULL, NULL, 0));
+    quern_kernel_report(NULL, &report);
+    quern_kernel_report(kernel, NULL);
+    ck_assert_int_eq(report.step_count, 77);
+    ck_assert_uint_eq(quern_kernel_workspace(NULL), 0);
+
+    request.spec = &spec;
+    void *data;
+    const int statuses[] = {
+        quern_spec_init(NULL, "copy", &spec),
+        quern_spec_set(NULL, &spec, "n", "1"),
+        quern_spec_parse(NULL, "copy n=3", &spec),
+        quern_spec_validate(NULL, &spec),
+        quern_spec_shape(NULL, &spec, 0, &(struct quern_shape){ 0 }),
+        quern_memory_alloc(NULL, 8, &data),
+        quern_memory_copy(NULL, &spec, &spec, 8),
+        quern_prepare(NULL, &request, &kernel),
+        quern_launch(NULL, kernel, &spec, arrays, NULL),
+        quern_run(NULL, &spec, arrays, NULL),
+        quern_dispatch(NULL, &spec, arrays, &kernel),
+        quern_fill(NULL, &spec, 0, 1, &data),
+        quern_context_create(NULL, NULL),
+    };
+    for (size_t i = 0; i < sizeof(statuses) / sizeof(statuses[0]); i++)
+        ck_assert_msg(statuses[i] == QUERN_INVALID, "call %zu: %d", i, statuses[i]);
+    quern_memory_free(NULL, &data, 8);
+    quern_context_destroy(NULL);
 }
 END_TEST
 
@@ -756,7 +902,7 @@ static double median_dispatch_ns(const char *text)
     return times[BLOCKS / 2];
 }
 
-/* The promise is 200 ns on a quiet machine, which this may not be, nor a build without sanitizers. */
+/* The promise is 200 ns on a quiet machine and without sanitizers; this need be neither. */
 START_TEST(a_warm_dispatch_takes_less_than_a_microsecond)
 {
     static const char *const texts[] = { "copy n=1000", "kinds rows=5 gain=1",
@@ -828,6 +974,69 @@ START_TEST(a_context_that_failed_can_be_asked_why_and_destroyed)
 }
 END_TEST
 
+static void *end_with_context(void *data)
+{
+    struct worker *worker = data;
+    quern_errmsg(worker->ctx); /* now this thread has a part of it */
+    pthread_barrier_wait(worker->start);
+    return NULL;
+}
+
+/* Threads end while the context is destroyed: their last call is over, so that is allowed. */
+START_TEST(a_context_may_be_destroyed_while_threads_that_used_it_end)
+{
+    for (int round = 0; round < 200; round++) {
+        struct quern_options options = QUERN_OPTIONS_INIT;
+        struct worker workers[THREADS];
+        pthread_t threads[THREADS];
+        pthread_barrier_t start;
+        options.cache = "";
+        struct quern_context *brief = common_context(&options);
+        pthread_barrier_init(&start, NULL, THREADS + 1);
+        for (int i = 0; i < THREADS; i++) {
+            workers[i] = (struct worker){ .ctx = brief, .start = &start };
+            ck_assert_int_eq(pthread_create(&threads[i], NULL, end_with_context, &workers[i]), 0);
+        }
+        pthread_barrier_wait(&start);
+        quern_context_destroy(brief);
+        for (int i = 0; i < THREADS; i++)
+            pthread_join(threads[i], NULL);
+        pthread_barrier_destroy(&start);
+    }
+}
+END_TEST
+
+static void *use_two(void *data)
+{
+    struct worker *workers = data;
+    quern_errmsg(workers[0].ctx);
+    quern_errmsg(workers[1].ctx);
+    pthread_barrier_wait(workers[0].start);
+    pthread_barrier_wait(workers[0].start); /* the first one is gone */
+    workers[1].status = quern_spec_set(workers[1].ctx, &workers[1].spec, "rows", "-1");
+    snprintf(workers[1].error, sizeof(workers[1].error), "%s", quern_errmsg(workers[1].ctx));
+    return NULL;
+}
+
+START_TEST(a_thread_that_outlives_a_context_keeps_its_part_of_others)
+{
+    struct worker workers[2] = { { .ctx = common_context(NULL) }, { .ctx = ctx } };
+    pthread_t thread;
+    pthread_barrier_t start;
+    pthread_barrier_init(&start, NULL, 2);
+    workers[0].start = &start;
+    workers[1].spec = common_spec(ctx, "kinds rows=1");
+    ck_assert_int_eq(pthread_create(&thread, NULL, use_two, workers), 0);
+    pthread_barrier_wait(&start);
+    quern_context_destroy(workers[0].ctx);
+    pthread_barrier_wait(&start);
+    pthread_join(thread, NULL);
+    pthread_barrier_destroy(&start);
+    ck_assert_int_eq(workers[1].status, QUERN_INVALID);
+    ck_assert_ptr_nonnull(strstr(workers[1].error, "rows=-1"));
+}
+END_TEST
+
 static Suite *suite_make(void)
 {
     Suite *suite = suite_create("dispatch");
@@ -844,7 +1053,11 @@ static Suite *suite_make(void)
     tcase_add_test(tcase, each_thread_has_its_own_error_text);
     tcase_add_test(tcase, the_callers_workspace_is_used_and_nothing_beside_it);
     tcase_add_test(tcase, the_allocator_hook_gives_the_workspace_and_gets_it_back);
+    tcase_add_test(tcase, misaligned_memory_of_a_hook_is_handed_back_and_the_hook_named);
     tcase_add_test(tcase, a_kernel_without_workspace_asks_the_hook_for_nothing);
+    tcase_add_test(tcase, a_copy_may_run_in_place);
+    tcase_add_test(tcase, a_kernel_with_a_config_of_the_callers_is_found_again_and_by_nobody_else);
+    tcase_add_test(tcase, null_arguments_are_refused_by_name_and_a_null_context_without_a_text);
     tcase_add_test(tcase, a_new_winner_is_used_by_every_thread_at_its_next_call);
     tcase_add_test(tcase, a_replaced_kernel_stays_usable);
     tcase_add_test(tcase, a_winner_stored_while_a_kernel_is_built_is_not_missed);
@@ -857,6 +1070,8 @@ static Suite *suite_make(void)
     tcase_add_test(tcase, a_warm_dispatch_takes_less_than_a_microsecond);
     tcase_add_test(tcase, fifty_contexts_come_and_go_without_a_leak);
     tcase_add_test(tcase, a_context_that_failed_can_be_asked_why_and_destroyed);
+    tcase_add_test(tcase, a_context_may_be_destroyed_while_threads_that_used_it_end);
+    tcase_add_test(tcase, a_thread_that_outlives_a_context_keeps_its_part_of_others);
     suite_add_tcase(suite, tcase);
     return suite;
 }

@@ -343,6 +343,23 @@ END_TEST
 
 /* ---- Huge and illegal ---------------------------------------------------------------------- */
 
+/* Addresses that nothing is at, page by page after each other; false if 64 bits are too few. */
+static bool arrays_place(const struct quern_spec *spec, struct quern_array *arrays)
+{
+    uint64_t at = 4096;
+    for (int i = 0; i < spec->family->array_count; i++) {
+        struct quern_shape shape;
+        assert_ok(ctx, quern_spec_shape(ctx, spec, i, &shape));
+        if (shape.role == QUERN_ABSENT)
+            continue;
+        uint64_t bytes = (uint64_t)qn_shape_count(&shape) * quern_dtype_bytes(shape.dtype);
+        arrays[i].data = (void *)(uintptr_t)at;
+        if (__builtin_add_overflow(at, bytes / 4096 * 4096 + 4096, &at))
+            return false;
+    }
+    return true;
+}
+
 START_TEST(a_huge_case_is_planned_and_bound)
 {
     const struct test_case *test = &cases[huge_ones.index[_i]];
@@ -353,12 +370,7 @@ START_TEST(a_huge_case_is_planned_and_bound)
     char text[256];
     text_of(test, text, sizeof(text));
     struct quern_spec spec = common_spec(ctx, text);
-    for (int i = 0; i < spec.family->array_count; i++) {
-        struct quern_shape shape;
-        assert_ok(ctx, quern_spec_shape(ctx, &spec, i, &shape));
-        if (shape.role != QUERN_ABSENT)
-            arrays[i].data = (void *)((uintptr_t)(i + 1) << 12);
-    }
+    ck_assert(arrays_place(&spec, arrays));
     assert_ok(ctx, quern_dispatch(ctx, &spec, arrays, &kernel));
     ck_assert_int_ge(kernel->plan->workspace_bytes, 0);
     ck_assert_msg(!qn_arrays_bind(&spec, arrays, bound, &why), "%s", why.text);
@@ -434,12 +446,8 @@ static void plan_and_bind(const struct quern_spec *spec)
     int32_t config[QUERN_MAX_KNOBS] = { 0 };
     char text[512];
     quern_spec_text(spec, text, sizeof(text));
-    for (int i = 0; i < spec->family->array_count; i++) {
-        struct quern_shape shape;
-        assert_ok(ctx, quern_spec_shape(ctx, spec, i, &shape));
-        if (shape.role != QUERN_ABSENT)
-            arrays[i].data = (void *)((uintptr_t)(i + 1) << 12);
-    }
+    if (!arrays_place(spec, arrays))
+        return;
     qn_bucket_make(spec, arrays, &bucket);
     const struct quern_problem problem = { &bucket.spec, &ctx->target, &ctx->profile,
                                            bucket.alignment };

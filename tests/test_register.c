@@ -205,8 +205,8 @@ static void family_reset(void)
     X(family.name = "9lives", "family: must have a name")                                          \
     X(family.name = "a_name_of_more_than_24_letters", "family: must have a name")                  \
     X(family.name = "copy", "family=copy: registered already")                                     \
-    X(family.abi = 0, "abi=0: must be 1")                                                          \
-    X(family.abi = 2, "abi=2: must be 1")                                                          \
+    X(family.abi = 0, "abi=0: must be 2")                                                          \
+    X(family.abi = 1, "abi=1: must be 2")                                                          \
     X(family.params = NULL, "params=NULL")                                                         \
     X(family.arrays = NULL, "arrays=NULL")                                                         \
     X(family.param_count = 0, "param_count=0: must be from 1 to 32")                               \
@@ -295,6 +295,20 @@ START_TEST(null_and_repeated_families_are_refused)
     assert_ok(ctx, quern_family_register(ctx, &kinds_family));
     assert_refused(ctx, quern_family_register(ctx, &kinds_family), QUERN_INVALID,
                    "family=kinds: registered already");
+}
+END_TEST
+
+START_TEST(a_null_context_or_family_is_refused_and_nothing_is_looked_into)
+{
+    struct quern_family_description description = { .name = "before" };
+    ck_assert_int_eq(quern_family_register(NULL, &kinds_family), QUERN_INVALID);
+    ck_assert_int_eq(quern_plugin_load(NULL, "x.so"), QUERN_INVALID);
+    ck_assert_int_eq(quern_family_count(NULL), 0);
+    ck_assert_ptr_null(quern_family_at(NULL, 0));
+    ck_assert_ptr_null(quern_family_find(NULL, "copy"));
+    quern_family_describe(NULL, &description);
+    ck_assert_str_eq(description.name, "before");
+    quern_family_describe(&kinds_family, NULL);
 }
 END_TEST
 
@@ -405,6 +419,7 @@ static Suite *suite_make(void)
     tcase_add_loop_test(tcase, a_spoiled_table_is_refused_in_one_clear_line_and_nothing_registered,
                         0, SPOILED_COUNT);
     tcase_add_test(tcase, null_and_repeated_families_are_refused);
+    tcase_add_test(tcase, a_null_context_or_family_is_refused_and_nothing_is_looked_into);
     tcase_add_test(tcase, as_many_families_as_there_is_room_for_then_a_clear_line);
     tcase_add_test(tcase, a_bad_plan_or_heuristic_is_an_internal_error_that_names_the_variant);
     tcase_add_test(tcase, a_spec_that_no_variant_supports_is_unsupported_and_named);

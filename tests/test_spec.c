@@ -5,8 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define QUERN_DEF "tests/kinds.def"
+#include <quern/family_def.h>
+
 #include "common.h"
 #include "jit/context.h"
+#include "jit/text.h"
 #include "kinds.h"
 
 static struct quern_context *ctx;
@@ -234,8 +238,19 @@ START_TEST(null_arguments_are_refused)
 {
     struct quern_spec spec = common_spec(ctx, "kinds rows=1");
     struct quern_spec none = { 0 };
-    refused(NULL, "spec: must be a family");
+    char text[8] = "before";
+    refused(NULL, "text=NULL: must be given");
+    assert_refused(ctx, quern_spec_parse(ctx, "kinds rows=1", NULL), QUERN_INVALID, "spec=NULL");
     assert_refused(ctx, quern_spec_init(ctx, NULL, &spec), QUERN_INVALID, "family=NULL");
+    assert_refused(ctx, quern_spec_init(ctx, "kinds", NULL), QUERN_INVALID,
+                   "spec=NULL: must be given");
+    assert_refused(ctx, quern_spec_shape(ctx, &spec, 0, NULL), QUERN_INVALID, "shape=NULL");
+    assert_refused(ctx, quern_spec_shape(ctx, NULL, 0, NULL), QUERN_INVALID, "spec=NULL");
+    ck_assert_int_eq(quern_spec_text(&none, text, sizeof(text)), QUERN_INVALID);
+    ck_assert_str_eq(text, "");
+    ck_assert_int_eq(quern_spec_text(NULL, text, sizeof(text)), QUERN_INVALID);
+    ck_assert_int_eq(quern_spec_text(NULL, NULL, 0), QUERN_INVALID);
+    ck_assert_int_eq(quern_spec_text(&spec, NULL, 10), QUERN_INVALID);
     assert_refused(ctx, quern_spec_validate(ctx, NULL), QUERN_INVALID, "spec=NULL");
     assert_refused(ctx, quern_spec_validate(ctx, &none), QUERN_INVALID, "spec=NULL");
     assert_refused(ctx, quern_spec_set(ctx, &none, "rows", "1"), QUERN_INVALID, "spec=NULL");
@@ -346,6 +361,100 @@ START_TEST(shape_follows_the_spec)
     ck_assert_int_eq(shape.role, QUERN_INOUT);
     assert_refused(ctx, quern_spec_shape(ctx, &spec, 3, &shape), QUERN_INVALID, "index=3");
     assert_refused(ctx, quern_spec_shape(ctx, &spec, -1, &shape), QUERN_INVALID, "index=-1");
+}
+END_TEST
+
+/* ---- Rules, then shapes -------------------------------------------------------------------- */
+
+static int shapes_made;
+static int64_t rows_made; /* what the family makes of its rows; 0: they are right */
+static int rank_made;
+
+static void shape_of_ruled(const struct quern_spec *spec, int index, struct quern_shape *shape)
+{
+    shapes_made++;
+    kinds_family.shape(spec, index, shape);
+    if (rows_made && shape->rank == 3)
+        shape->dims[1] = rows_made;
+    if (rank_made)
+        shape->rank = rank_made;
+}
+
+static struct quern_spec ruled(struct quern_family *family)
+{
+    struct quern_spec spec;
+    *family = kinds_family;
+    family->name = "ruled";
+    family->shape = shape_of_ruled;
+    assert_ok(ctx, quern_family_register(ctx, family));
+    spec = common_spec(ctx, "ruled rows=2");
+    shapes_made = 0;
+    return spec;
+}
+
+START_TEST(a_shape_is_not_asked_for_before_the_familys_rules_have_passed)
+{
+    struct quern_family family;
+    struct quern_spec spec = ruled(&family);
+    spec.values[KINDS_COLS] = 4095;
+    assert_refused(ctx, quern_spec_validate(ctx, &spec), QUERN_INVALID, "must not be 4095");
+    spec.values[KINDS_COLS] = 5;
+    spec.values[KINDS_ORDER] = 9;
+    assert_refused(ctx, quern_spec_validate(ctx, &spec), QUERN_INVALID, "order=9");
+    ck_assert_int_eq(shapes_made, 0);
+    spec.values[KINDS_ORDER] = 1;
+    assert_ok(ctx, quern_spec_validate(ctx, &spec));
+    ck_assert_int_gt(shapes_made, 0);
+}
+END_TEST
+
+START_TEST(a_shape_with_a_negative_extent_or_an_absurd_rank_is_refused)
+{
+    struct quern_family family;
+    struct quern_spec spec = ruled(&family);
+    rows_made = -2;
+    assert_refused(ctx, quern_spec_validate(ctx, &spec), QUERN_INVALID,
+                   "x=1x-2x8 (batch, rows, cols) of f32: no extent may be negative");
+    spec.values[KINDS_BATCH] = 0; /* nor in an empty array */
+    assert_refused(ctx, quern_spec_validate(ctx, &spec), QUERN_INVALID, "x=0x-2x8");
+    rows_made = 0;
+    rank_made = QUERN_MAX_RANK + 1;
+    assert_refused(ctx, quern_spec_validate(ctx, &spec), QUERN_INVALID,
+                   "x: rank 7 of its shape: must be from 0 to 6");
+    rank_made = 0;
+    assert_ok(ctx, quern_spec_validate(ctx, &spec));
+}
+END_TEST
+
+/* Without may_alias the second reading is taken from the first one. */
+__attribute__((noinline)) static double changed_gain(struct quern_spec *spec, int param,
+                                                     int64_t bits)
+{
+    double before = values_of(spec)->gain;
+    spec->values[param] = bits;
+    return values_of(spec)->gain - before;
+}
+
+START_TEST(a_named_view_of_values_sees_what_was_written_as_integers)
+{
+    struct quern_spec spec = common_spec(ctx, "kinds rows=1 gain=2");
+    ck_assert_double_eq(changed_gain(&spec, KINDS_GAIN, bits_of(5)), 3);
+}
+END_TEST
+
+START_TEST(a_list_of_names_holds_whole_names_and_says_when_it_is_cut)
+{
+    char list[20] = "";
+    qn_list_add(list, sizeof(list), "one");
+    qn_list_add(list, sizeof(list), "two");
+    ck_assert_str_eq(list, "one, two");
+    qn_list_add(list, sizeof(list), "seventeen");
+    ck_assert_str_eq(list, "one, two, ...");
+    qn_list_add(list, sizeof(list), "seventeen");
+    ck_assert_str_eq(list, "one, two, ...");
+    strcpy(list, "");
+    qn_list_add(list, sizeof(list), "a name too long for it");
+    ck_assert_str_eq(list, "...");
 }
 END_TEST
 
@@ -529,6 +638,10 @@ static Suite *suite_make(void)
     tcase_add_loop_test(tcase, an_empty_array_has_no_bytes_however_large_its_other_sizes, 0,
                         (int)(sizeof(empty_specs) / sizeof(empty_specs[0])));
     tcase_add_test(tcase, shape_follows_the_spec);
+    tcase_add_test(tcase, a_shape_is_not_asked_for_before_the_familys_rules_have_passed);
+    tcase_add_test(tcase, a_shape_with_a_negative_extent_or_an_absurd_rank_is_refused);
+    tcase_add_test(tcase, a_named_view_of_values_sees_what_was_written_as_integers);
+    tcase_add_test(tcase, a_list_of_names_holds_whole_names_and_says_when_it_is_cut);
     tcase_add_test(tcase, bucket_contains_its_member_and_is_idempotent_in_every_family);
     tcase_add_test(tcase, bucket_is_monotone_in_every_dynamic_size_of_every_family);
     tcase_add_test(tcase, default_bucket_is_the_next_power_of_two_and_0_shares_that_of_1);

@@ -7,6 +7,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -50,6 +51,134 @@ START_TEST(a_row_under_the_wrong_key_is_a_miss_and_set_aside)
     ck_assert_int_eq(qt_counters_of(store).damaged, 1);
     ck_assert_int_eq(qt_counters_of(store).artifacts, 2);
     qn_store_close(store);
+    qn_artifact_fini(&artifact);
+}
+END_TEST
+
+/* Bytes and hash come from another row: each belongs to the other, and neither to this one. */
+START_TEST(a_row_with_another_rows_blob_and_hash_is_a_miss_and_set_aside)
+{
+    static const char *const names[] = { "text", "compiler" }; /* in which the two rows differ */
+
+    for (int i = 0; i < 2; i++) {
+        for (int by_verify = 0; by_verify <= 1; by_verify++) {
+            struct qn_artifact first = qt_draw_artifact(700), second = qt_draw_artifact(700);
+            int64_t checked = 0, damaged = 0;
+            char **same = i ? &second.text : &second.compiler;
+            free(*same);
+            *same = strdup(i ? first.text : first.compiler);
+            struct qn_store *store = qt_open_store();
+            ck_assert_int_eq(qn_artifact_put(store, &first), QN_STORE_OK);
+            ck_assert_int_eq(qn_artifact_put(store, &second), QN_STORE_OK);
+            qn_store_close(store);
+            qt_change("UPDATE artifact SET (blob, blob_hash, blob_bytes) = "
+                      "(SELECT blob, blob_hash, blob_bytes FROM artifact ORDER BY id LIMIT 1) "
+                      "WHERE id = (SELECT max(id) FROM artifact)");
+            store = qt_open_store();
+            if (by_verify) {
+                ck_assert_int_eq(qn_store_verify(store, &checked, &damaged), QN_STORE_OK);
+                ck_assert_msg(checked == 2 && damaged == 1, "the other's %s: %d of %d", names[i],
+                              (int)damaged, (int)checked);
+            }
+            qt_assert_missed(store, &second);
+            qt_assert_found(store, &first);
+            ck_assert_int_eq(qt_counters_of(store).damaged, 1);
+            ck_assert_int_eq(qt_counters_of(store).artifacts, 1);
+            qn_store_close(store);
+            ck_assert_int_eq(unlink(qt_path), 0);
+            qn_artifact_fini(&first);
+            qn_artifact_fini(&second);
+        }
+    }
+}
+END_TEST
+
+/* ---- Artifacts that do not load ---- */
+
+static struct qn_artifact found_in(struct qn_store *store, const struct qn_artifact *wanted)
+{
+    struct qn_artifact found;
+
+    ck_assert_int_eq(qn_artifact_find(store, wanted->text, wanted->compiler, NULL, NULL, &found),
+                     QN_STORE_OK);
+    return found;
+}
+
+START_TEST(an_artifact_that_does_not_load_is_dropped_once_and_alone)
+{
+    const char *where[] = { qt_path, "" };
+    static const size_t sizes[] = { 0, 3000 };
+
+    for (int i = 0; i < 4; i++) {
+        struct qt_log log = { 0 };
+        struct qn_store *store = qt_open_logged(where[i / 2], &log);
+        struct qn_artifact bad = qt_draw_artifact(sizes[i % 2]);
+        struct qn_artifact other_text = bad, other_compiler = bad; /* with the same blob */
+        other_text.text = "text=other\n";
+        other_compiler.compiler = "other";
+        ck_assert_int_eq(qn_artifact_put(store, &bad), QN_STORE_OK);
+        ck_assert_int_eq(qn_artifact_put(store, &other_text), QN_STORE_OK);
+        ck_assert_int_eq(qn_artifact_put(store, &other_compiler), QN_STORE_OK);
+        struct qn_artifact found = found_in(store, &bad);
+        ck_assert_int_eq(qn_artifact_drop(store, &found), QN_STORE_OK);
+        ck_assert_int_eq(log.warnings, 1);
+        ck_assert_msg(strstr(log.last, found.key) && strstr(log.last, "could not be loaded"), "%s",
+                      log.last);
+        ck_assert_int_eq(qn_artifact_drop(store, &found), QN_STORE_MISS);
+        ck_assert_int_eq(log.warnings, 1);
+        qt_assert_missed(store, &bad);
+        qt_assert_found(store, &other_text);
+        qt_assert_found(store, &other_compiler);
+        ck_assert_int_eq(qt_counters_of(store).damaged, 1);
+        ck_assert_int_eq(qn_artifact_put(store, &bad), QN_STORE_OK);
+        qt_assert_found(store, &bad);
+        qn_store_close(store);
+        qn_artifact_fini(&found);
+        qn_artifact_fini(&bad);
+    }
+}
+END_TEST
+
+START_TEST(a_row_that_was_made_again_meanwhile_is_not_dropped)
+{
+    struct qn_artifact old = qt_make_store(1, 500), new = qt_draw_artifact(500);
+    struct qt_log log = { 0 };
+
+    free(new.text);
+    free(new.compiler);
+    new.text = strdup(old.text);
+    new.compiler = strdup(old.compiler);
+    struct qn_store *store = qt_open_logged(qt_path, &log), *other = qt_open_store();
+    struct qn_artifact found = found_in(store, &old);
+    ck_assert_int_eq(qn_artifact_put(other, &new), QN_STORE_OK);
+    ck_assert_int_eq(qn_artifact_drop(store, &found), QN_STORE_MISS);
+    qt_assert_found(store, &new);
+    ck_assert_int_eq(log.warnings, 0);
+    ck_assert_int_eq(qt_counters_of(store).damaged, 0);
+    qn_store_close(other);
+    qn_store_close(store);
+    qn_artifact_fini(&found);
+    qn_artifact_fini(&old);
+    qn_artifact_fini(&new);
+}
+END_TEST
+
+START_TEST(a_read_only_store_keeps_what_does_not_load_and_says_so)
+{
+    struct qn_artifact artifact = qt_make_store(1, 500);
+    struct qt_log log = { 0 };
+
+    ck_assert_int_eq(chmod(qt_path, 0400), 0);
+    struct qn_store *store = qt_open_logged(qt_path, &log);
+    struct qn_artifact found = found_in(store, &artifact);
+    ck_assert_int_eq(log.warnings, 1);
+    ck_assert_int_eq(qn_artifact_drop(store, &found), QN_STORE_MISS);
+    ck_assert_int_eq(log.warnings, 2);
+    ck_assert_ptr_nonnull(strstr(log.last, "could not be loaded"));
+    ck_assert_int_eq(qt_counters_of(store).damaged, 1);
+    qt_assert_found(store, &artifact);
+    qn_store_close(store);
+    qn_artifact_fini(&found);
     qn_artifact_fini(&artifact);
 }
 END_TEST
@@ -309,6 +438,10 @@ static void add_accidents(TCase *tcase)
 {
     tcase_add_test(tcase, a_flipped_bit_is_a_miss_and_the_row_is_made_again);
     tcase_add_test(tcase, a_row_under_the_wrong_key_is_a_miss_and_set_aside);
+    tcase_add_test(tcase, a_row_with_another_rows_blob_and_hash_is_a_miss_and_set_aside);
+    tcase_add_test(tcase, an_artifact_that_does_not_load_is_dropped_once_and_alone);
+    tcase_add_test(tcase, a_row_that_was_made_again_meanwhile_is_not_dropped);
+    tcase_add_test(tcase, a_read_only_store_keeps_what_does_not_load_and_says_so);
     tcase_add_test(tcase, verify_counts_every_blob_and_removes_the_damaged);
     tcase_add_test(tcase, a_cut_file_is_set_aside_and_a_new_one_begun);
     tcase_add_test(tcase, a_file_damaged_while_open_is_a_miss_and_the_next_open_starts_afresh);

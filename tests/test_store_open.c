@@ -2,6 +2,8 @@
  * written, and eight processes that come at the same time. */
 #include "tests/store_fixture.h"
 
+#include "cache/db.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -193,6 +195,203 @@ static void become_nobody(void)
         ck_assert_int_eq(setuid(NOBODY), 0);
     }
 }
+
+/* ---- The folder ---- */
+
+START_TEST(a_folder_that_others_may_write_is_refused)
+{
+    static const mode_t modes[] = { 0777, 0707, 0702, 0757 };
+
+    for (int has_file = 0; has_file <= 1; has_file++) {
+        for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
+            char words[80];
+            ck_assert_int_eq(chmod(qt_folder, modes[i]), 0);
+            snprintf(words, sizeof words, "mode=%04o", (unsigned)modes[i]);
+            assert_refused(qt_path, words);
+            snprintf(words, sizeof words, "chmod go-w %s", qt_folder);
+            assert_refused(qt_path, words);
+            ck_assert_int_eq(qt_exists(qt_path), has_file);
+            ck_assert(!qt_exists(qt_beside(".lock")) || has_file);
+        }
+        ck_assert_int_eq(chmod(qt_folder, 0755), 0);
+        qn_store_close(qt_open_store());
+    }
+}
+END_TEST
+
+START_TEST(only_the_users_own_group_may_write_the_folder)
+{
+    if (chown(qt_folder, (uid_t)-1, geteuid()) != 0)
+        return; /* the user has no group of his own number */
+    ck_assert_int_eq(chmod(qt_folder, 0775), 0);
+    qn_store_close(qt_open_store());
+    ck_assert_int_eq(chmod(qt_folder, 0777), 0);
+    assert_refused(qt_path, "mode=0777");
+    if (geteuid() != 0)
+        return; /* only root can give the folder to any group */
+    ck_assert_int_eq(chown(qt_folder, 0, NOBODY), 0);
+    ck_assert_int_eq(chmod(qt_folder, 0775), 0);
+    assert_refused(qt_path, "mode=0775");
+    ck_assert_int_eq(chmod(qt_folder, 0755), 0);
+    qn_store_close(qt_open_store());
+}
+END_TEST
+
+START_TEST(another_users_folder_is_refused)
+{
+    static const mode_t modes[] = { 0700, 0777, 01777 };
+
+    if (geteuid() != 0)
+        return; /* only root can give a folder away */
+    for (int has_file = 0; has_file <= 1; has_file++) {
+        for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
+            ck_assert_int_eq(chown(qt_folder, NOBODY, NOBODY), 0);
+            ck_assert_int_eq(chmod(qt_folder, modes[i]), 0);
+            assert_refused(qt_path, "belongs to uid=65534");
+            ck_assert_int_eq(qt_exists(qt_path), has_file);
+        }
+        ck_assert_int_eq(chown(qt_folder, 0, 0), 0);
+        ck_assert_int_eq(chmod(qt_folder, 0700), 0);
+        qn_store_close(qt_open_store());
+    }
+}
+END_TEST
+
+static int put_as_nobody(int number)
+{
+    if (geteuid() == 0 && (setgid(NOBODY) || setuid(NOBODY)))
+        return 8;
+    return qt_open_and_put(number);
+}
+
+/* The user's own sticky folder, and root's, which is /tmp. */
+START_TEST(a_folder_with_the_sticky_bit_serves)
+{
+    ck_assert_int_eq(chmod(qt_folder, 01777), 0);
+    ck_assert_int_eq(qt_reap(qt_spawn(put_as_nobody, 1)), 0);
+    if (geteuid() == 0)
+        assert_refused(qt_path, "quern.db belongs to uid=65534");
+    else
+        qn_store_close(qt_open_store());
+}
+END_TEST
+
+static int open_as_nobody(int is_refused)
+{
+    struct qn_store_options options = { .path = qt_path };
+    struct qn_store *store = NULL;
+    char error[512] = "";
+
+    if (setgid(NOBODY) || setuid(NOBODY))
+        return 8;
+    int status = qn_store_open(&options, &store, error, sizeof error);
+    if (is_refused)
+        return status != QN_STORE_ERROR || !strstr(error, "-wal belongs to uid=0");
+    int is_in_memory = !status && !qn_store_is_writable(store);
+    qn_store_close(store);
+    return !is_in_memory;
+}
+
+START_TEST(what_another_user_left_in_the_way_of_a_new_file_is_not_replayed)
+{
+    if (geteuid() != 0)
+        return; /* it takes two users */
+    ck_assert_int_eq(chmod(qt_folder, 01777), 0);
+    qt_write_whole(qt_beside("-wal"), "", 0);
+    ck_assert_int_eq(qt_reap(qt_spawn(open_as_nobody, 1)), 0);
+    ck_assert_int_eq(unlink(qt_beside("-wal")), 0);
+    qt_write_whole(qt_beside(".new-wal"), "", 0);
+    ck_assert_int_eq(chmod(qt_beside(".new-wal"), 0666), 0);
+    ck_assert_int_eq(qt_reap(qt_spawn(open_as_nobody, 0)), 0);
+    ck_assert(!qt_exists(qt_path));
+}
+END_TEST
+
+/* ---- Between the look and the open ---- */
+
+static void assert_opens(const struct qn_place *place, enum qn_open_status wanted)
+{
+    struct qn_db *db = NULL;
+    char error[512] = "";
+
+    ck_assert_int_eq(qn_db_open(place, &db, error, sizeof error), wanted);
+    ck_assert_int_eq(db != NULL, wanted == QN_OPEN_DONE);
+    if (wanted == QN_OPEN_BUSY)
+        ck_assert_msg(strstr(error, "was replaced while it was opened") != NULL, "%s", error);
+    qn_db_close(db);
+}
+
+static void look(struct qn_place *place)
+{
+    char error[512] = "";
+
+    ck_assert_msg(qn_place_look(place, error, sizeof error) == QN_PLACE_FOUND, "%s", error);
+}
+
+START_TEST(a_file_that_changes_between_the_look_and_the_open_is_not_opened)
+{
+    struct qn_place place;
+    char error[512];
+
+    qn_store_close(qt_open_store());
+    ck_assert_int_eq(rename(qt_path, qt_beside(".other")), 0);
+    qn_store_close(qt_open_store());
+    ck_assert_int_eq(qn_place_init(&place, qt_path, error, sizeof error), QN_PLACE_EMPTY);
+    look(&place);
+    assert_opens(&place, QN_OPEN_DONE);
+    ck_assert_int_eq(rename(qt_beside(".other"), qt_path), 0);
+    assert_opens(&place, QN_OPEN_BUSY);
+    look(&place);
+    assert_opens(&place, QN_OPEN_DONE);
+    ck_assert_int_eq(chmod(qt_path, 0606), 0);
+    assert_opens(&place, QN_OPEN_BUSY);
+    ck_assert_int_eq(chmod(qt_path, 0600), 0);
+    place.device++;
+    assert_opens(&place, QN_OPEN_BUSY);
+    look(&place);
+    if (geteuid() == 0) {
+        ck_assert_int_eq(chown(qt_path, NOBODY, 0), 0); /* as of an inode used again */
+        assert_opens(&place, QN_OPEN_BUSY);
+    }
+    qn_place_fini(&place);
+}
+END_TEST
+
+/* A sound -wal with one more row, which reaches the file only if it is the user's. */
+START_TEST(a_wal_put_there_between_the_look_and_the_open_is_not_taken)
+{
+    struct qn_artifact old = qt_make_store(1, 3000), new = qt_draw_artifact(3000);
+    struct qn_place place;
+    size_t size, size_after, wal_size;
+    char error[512];
+
+    char *bytes = qt_read_whole(qt_path, &size);
+    struct qn_store *store = qt_open_store();
+    ck_assert_int_eq(qn_artifact_put(store, &new), QN_STORE_OK);
+    char *wal = qt_read_whole(qt_beside("-wal"), &wal_size);
+    qn_store_close(store);
+    qt_write_whole(qt_path, bytes, size);
+    ck_assert_int_eq(qn_place_init(&place, qt_path, error, sizeof error), QN_PLACE_EMPTY);
+    look(&place);
+    qt_write_whole(qt_beside("-wal"), wal, wal_size);
+    ck_assert_int_eq(chmod(qt_beside("-wal"), 0622), 0);
+    assert_opens(&place, QN_OPEN_BUSY);
+    char *after = qt_read_whole(qt_path, &size_after);
+    ck_assert_uint_eq(size, size_after);
+    ck_assert_mem_eq(bytes, after, size);
+    qt_write_whole(qt_beside("-wal"), wal, wal_size);
+    store = qt_open_store();
+    qt_assert_found(store, &old);
+    qt_assert_found(store, &new);
+    qn_store_close(store);
+    qn_place_fini(&place);
+    free(bytes);
+    free(after);
+    free(wal);
+    qn_artifact_fini(&old);
+    qn_artifact_fini(&new);
+}
+END_TEST
 
 START_TEST(an_unreadable_file_is_refused)
 {
@@ -413,6 +612,13 @@ static void add_opening(TCase *tcase)
     tcase_add_test(tcase, a_newer_schema_is_refused_and_kept);
     tcase_add_test(tcase, a_file_that_others_may_write_is_refused);
     tcase_add_test(tcase, another_users_file_is_refused);
+    tcase_add_test(tcase, a_folder_that_others_may_write_is_refused);
+    tcase_add_test(tcase, only_the_users_own_group_may_write_the_folder);
+    tcase_add_test(tcase, another_users_folder_is_refused);
+    tcase_add_test(tcase, a_folder_with_the_sticky_bit_serves);
+    tcase_add_test(tcase, what_another_user_left_in_the_way_of_a_new_file_is_not_replayed);
+    tcase_add_test(tcase, a_file_that_changes_between_the_look_and_the_open_is_not_opened);
+    tcase_add_test(tcase, a_wal_put_there_between_the_look_and_the_open_is_not_taken);
     tcase_add_test(tcase, an_unreadable_file_is_refused);
     tcase_add_test(tcase, a_read_only_file_is_read_and_left_alone);
     tcase_add_test(tcase, a_file_in_a_read_only_folder_is_read);

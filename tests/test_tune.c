@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -100,6 +101,42 @@ static struct quern_options file_options(const char *path)
     struct quern_options options = QUERN_OPTIONS_INIT;
     options.cache = path;
     return options;
+}
+
+/* What the log said, at info level and above. */
+struct said {
+    char text[8000];
+    size_t bytes;
+};
+
+static void keep_line(void *user, int level, const char *line)
+{
+    struct said *said = user;
+    (void)level;
+    said->bytes +=
+        (size_t)snprintf(said->text + said->bytes, sizeof(said->text) - said->bytes, "%s\n", line);
+    ck_assert_uint_lt(said->bytes, sizeof(said->text));
+}
+
+static struct quern_options logged_options(struct said *said)
+{
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    memset(said, 0, sizeof(*said));
+    options.log = keep_line;
+    options.log_level = QUERN_LOG_INFO;
+    options.user = said;
+    return options;
+}
+
+/* The config that a call of the spec runs with, and where it comes from. */
+static void assert_serves(struct tuning *tuning, int config_from, const char *config)
+{
+    struct quern_kernel *kernel;
+    struct quern_report report;
+    assert_ok(tuning->ctx, quern_dispatch(tuning->ctx, &tuning->spec, NULL, &kernel));
+    quern_kernel_report(kernel, &report);
+    ck_assert_int_eq(report.config_from, config_from);
+    ck_assert_str_eq(report.config, config);
 }
 
 /* ---- Winners ------------------------------------------------------------------------------- */
@@ -246,6 +283,111 @@ START_TEST(of_two_that_tune_at_once_one_works_and_both_have_its_winner)
     for (int i = 0; i < 2; i++)
         tuning_close(&tunings[i]);
     free(path);
+}
+END_TEST
+
+/* A winner of other templates, that a tuning replaces. */
+static void put_stale_winner(const struct tuning *tuning, const char *config)
+{
+    char *text, *group;
+    tuning_key(tuning, &text, &group);
+    const struct qn_tuned row = {
+        .text = text,
+        .group = group,
+        .family = (char *)"mill",
+        .variant = (char *)"mill_cpu",
+        .config = (char *)config,
+        .generation = 1,
+        .time_us = 100,
+        .samples = 3,
+        .digest = (char *)"00000000000000000000000000000000",
+        .toolkit = (char *)"",
+        .profile = tuning->ctx->profile.name,
+        .provenance = (char *)"",
+    };
+    ck_assert_int_eq(qn_tuned_put(tuning->ctx->store, &row, NULL), QN_STORE_OK);
+    free(text);
+    free(group);
+}
+
+START_TEST(a_winner_that_the_cache_cannot_take_serves_its_context)
+{
+    char *path = common_scratch_path("readonly/quern.db");
+    struct quern_options options = file_options(path);
+    struct tuning tuning;
+    tuning_open(&tuning, &options, "mill m=16");
+    put_stale_winner(&tuning, "kind=0,work=40000");
+    tuning_close(&tuning);
+    ck_assert_int_eq(chmod(path, 0400), 0);
+
+    tuning_open(&tuning, &options, "mill m=16");
+    assert_serves(&tuning, QUERN_CONFIG_TUNED, "kind=0,work=40000");
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_str_eq(tuning.result.best.config, "kind=0,work=0");
+    assert_serves(&tuning, QUERN_CONFIG_TUNED, "kind=0,work=0");
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_int_eq(tuning.result.is_reused, 1);
+    ck_assert_str_eq(tuning.result.best.config, "kind=0,work=0");
+
+    tuning.spec = common_spec(tuning.ctx, "mill m=64");
+    assert_serves(&tuning, QUERN_CONFIG_NEIGHBOUR, "kind=0,work=0");
+    tuning_close(&tuning);
+    tuning_open(&tuning, &options, "mill m=16"); /* it was the context's alone */
+    assert_serves(&tuning, QUERN_CONFIG_TUNED, "kind=0,work=40000");
+    tuning_close(&tuning);
+    free(path);
+}
+END_TEST
+
+/* ---- Waiting ------------------------------------------------------------------------------- */
+
+struct watch {
+    struct qn_lease *lease; /* another's */
+    int waited, stop_after, release_after;
+};
+
+static int watch_waiting(void *user, const struct quern_tune_progress *progress)
+{
+    struct watch *watch = user;
+    if (strcmp(progress->outcome, "waiting for another process"))
+        return 0;
+    ck_assert_int_eq(progress->done, 0);
+    ck_assert_ptr_nonnull(progress->variant);
+    ck_assert_ptr_nonnull(progress->config);
+    watch->waited++;
+    if (watch->waited == watch->release_after)
+        qn_lease_release(watch->lease);
+    return watch->waited == watch->stop_after;
+}
+
+START_TEST(waiting_for_another_process_is_told_and_can_be_stopped)
+{
+    struct said said;
+    struct quern_options options = logged_options(&said);
+    struct watch watch = { .stop_after = 2 };
+    struct tuning tuning;
+    struct qn_tuned row;
+    char *text, *group, name[64] = "tune ";
+    tuning_open(&tuning, &options, "mill m=16");
+    tuning_key(&tuning, &text, &group);
+    qn_key_hex(text, strlen(text), name + strlen(name));
+    ck_assert_int_eq(qn_lease_acquire(tuning.ctx->store, name, 10, 60, &watch.lease), QN_STORE_OK);
+    tuning.options.progress = watch_waiting;
+    tuning.options.user = &watch;
+    assert_refused(tuning.ctx, tune(&tuning), QUERN_MISS, "stopped while another process tunes it");
+    ck_assert_int_eq(watch.waited, 2);
+    ck_assert_int_eq(qn_tuned_find(tuning.ctx->store, text, &row), QN_STORE_MISS);
+    ck_assert_msg(strstr(said.text, "another process does; waiting for it"), "%s", said.text);
+
+    watch = (struct watch){ .lease = watch.lease, .release_after = 2 };
+    tuning.options.budget_s = 30;
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_int_eq(watch.waited, 2);
+    ck_assert_str_eq(tuning.result.best.config, "kind=0,work=0");
+    ck_assert_double_gt(tuning.result.seconds, 2);
+    free(text);
+    free(group);
+    tuning_close(&tuning);
 }
 END_TEST
 
@@ -451,6 +593,63 @@ START_TEST(of_a_pool_only_the_slots_in_use_are_saved)
 }
 END_TEST
 
+START_TEST(a_pool_may_have_thousands_of_slots_in_use)
+{
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    struct tuning tuning;
+    struct memory memory;
+    options.alloc = count_alloc;
+    options.free = count_free;
+    tuning_open(&tuning, &options, "mill m=2048 pool=131072 menu=5"); /* 32 MiB, 512 KiB in use */
+    memory_init(&memory, &tuning, 0);
+    mill_probe.initial = memory.data[MILL_OUT][((int32_t *)memory.data[MILL_SLOT])[0] * 64];
+    tuning.options.memory_bytes = 2 << 20;
+    held_bytes = most_bytes = 0;
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_int_eq(tuning.result.is_drawn, 0);
+    ck_assert_int_le(most_bytes, (2 << 20) + MILL_SCRATCH_BYTES + 512);
+    ck_assert_int_eq(mill_probe.surprises, 0);
+    ck_assert_int_gt(mill_probe.launches, 6);
+    memory_is_whole(&memory);
+    ck_assert_int_eq(tuning.result.failed, 2);
+    ck_assert_msg(
+        strstr(outcome_of(&tuning.trials, MILL_NEIGHBOUR), "no element of an output covers"), "%s",
+        outcome_of(&tuning.trials, MILL_NEIGHBOUR));
+    memory_fini(&memory);
+    tuning_close(&tuning);
+}
+END_TEST
+
+START_TEST(arrays_are_run_on_at_the_buckets_bound_whatever_the_hints_say)
+{
+    static const struct {
+        const char *text;
+        int is_drawn;
+    } cases[] = { { "mill m=16 accumulate=1 menu=4 load=5", 0 },
+                  { "mill m=13 accumulate=1 menu=4 load=8", 1 } };
+    for (int i = 0; i < 2; i++) {
+        struct said said;
+        struct quern_options options = logged_options(&said);
+        struct tuning tuning;
+        struct memory memory;
+        tuning_open(&tuning, &options, cases[i].text);
+        memory_init(&memory, &tuning, 0);
+        assert_ok(tuning.ctx, tune(&tuning));
+        ck_assert_int_eq(tuning.result.is_drawn, cases[i].is_drawn);
+        ck_assert_int_eq(mill_probe.surprises != 0, cases[i].is_drawn);
+        ck_assert_int_eq(strstr(said.text, "not of the bucket's bound") != NULL, cases[i].is_drawn);
+        memory_is_whole(&memory);
+
+        tuning.request.arrays = NULL; /* nothing was asked for that was not done */
+        tuning.options.force = 1;
+        assert_ok(tuning.ctx, tune(&tuning));
+        ck_assert_int_eq(tuning.result.is_drawn, 0);
+        memory_fini(&memory);
+        tuning_close(&tuning);
+    }
+}
+END_TEST
+
 START_TEST(measuring_leaves_every_array_as_it_was)
 {
     struct tuning tuning;
@@ -577,6 +776,19 @@ START_TEST(illegal_requests_are_refused_by_name)
     assert_refused(tuning.ctx, tune(&tuning), QUERN_INVALID, "options.size=1");
     tuning.request.size = 1;
     assert_refused(tuning.ctx, tune(&tuning), QUERN_INVALID, "request.size=1");
+    tuning_close(&tuning);
+}
+END_TEST
+
+START_TEST(times_taken_here_are_not_stored_under_another_devices_name)
+{
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    struct tuning tuning;
+    options.profile = "cpu-server-16";
+    tuning_open(&tuning, &options, "mill m=16");
+    assert_refused(tuning.ctx, tune(&tuning), QUERN_INVALID,
+                   "device-profile=cpu-server-16: tuning needs the device itself; leave it out");
+    ck_assert_int_eq(tuning.trials.count, 0);
     tuning_close(&tuning);
 }
 END_TEST
@@ -726,6 +938,8 @@ int main(int argc, char **argv)
     tcase_add_test(tests, a_stored_winner_is_reused_and_force_makes_a_new_generation);
     tcase_add_test(tests, two_tunings_give_one_winner_and_neighbours_seed_the_search);
     tcase_add_test(tests, of_two_that_tune_at_once_one_works_and_both_have_its_winner);
+    tcase_add_test(tests, a_winner_that_the_cache_cannot_take_serves_its_context);
+    tcase_add_test(tests, waiting_for_another_process_is_told_and_can_be_stopped);
     tcase_add_test(tests, every_bad_kernel_is_rejected_for_its_own_reason);
     tcase_add_test(tests, when_nothing_passes_the_reason_is_the_defaults_and_all_is_tried_again);
     tcase_add_test(tests, an_accumulating_kernel_finds_its_array_restored_before_every_launch);
@@ -733,12 +947,15 @@ int main(int argc, char **argv)
     tcase_add_test(tests, too_little_memory_is_refused_by_name);
     tcase_add_test(tests, an_input_that_overlaps_an_output_is_restored);
     tcase_add_test(tests, of_a_pool_only_the_slots_in_use_are_saved);
+    tcase_add_test(tests, a_pool_may_have_thousands_of_slots_in_use);
+    tcase_add_test(tests, arrays_are_run_on_at_the_buckets_bound_whatever_the_hints_say);
     tcase_add_test(tests, measuring_leaves_every_array_as_it_was);
     tcase_add_test(tests, the_built_in_inout_families_come_back_bit_for_bit);
     tcase_add_test(tests, the_budget_bounds_the_whole_and_the_default_is_always_timed);
     tcase_add_test(tests, max_configs_and_progress_end_the_search);
     tcase_add_test(tests, sealed_gives_a_stored_winner_and_never_tunes);
     tcase_add_test(tests, illegal_requests_are_refused_by_name);
+    tcase_add_test(tests, times_taken_here_are_not_stored_under_another_devices_name);
     tcase_add_test(tests, a_killed_tuning_resumes_where_it_stopped);
     suite_add_tcase(suite, tests);
     return common_main(suite);

@@ -341,7 +341,13 @@ static int allocate(struct session *session, struct array_set *set, int index)
         return complain(EXIT_USAGE, "%s: its byte count must fit 63 bits",
                         set->family.arrays[index].name);
     int status = quern_memory_alloc(session->ctx, array->size_bytes, &array->data);
-    return status ? session_fail(session, status) : EXIT_DONE;
+    if (status != QUERN_NO_MEMORY)
+        return status ? session_fail(session, status) : EXIT_DONE;
+    char extents[128];
+    tensor_shape_text(shape->rank, shape->dims, extents, sizeof(extents));
+    return complain(
+        EXIT_FAILED, "%s: needs %zu bytes (%s of shape %s): the device has no such memory",
+        set->family.arrays[index].name, array->size_bytes, quern_dtype_name(shape->dtype), extents);
 }
 
 int array_set_create(struct session *session, const struct quern_spec *spec, struct array_set *set)

@@ -176,7 +176,7 @@ static void say_spec(void)
         " * .def. Start from QUERN_$_SPEC_INIT, which leaves required sizes QUERN_REQUIRED. A "
         "call\n"
         " * compiles once for each bucket of the dynamic values and each set of static ones. */\n"
-        "struct quern_@_spec {\n"
+        "struct __attribute__((may_alias)) quern_@_spec {\n"
         "    const struct quern_family *family; /* &quern_family_@ */\n"
         "    union {\n"
         "        __extension__ struct {\n");

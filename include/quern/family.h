@@ -21,10 +21,9 @@
 extern "C" {
 #endif
 
-#define QUERN_FAMILY_ABI 1
+#define QUERN_FAMILY_ABI 2
 #define QUERN_MAX_KNOBS 32
 #define QUERN_MAX_DEFINES 64
-#define QUERN_MAX_RANGES 64
 #define QUERN_ARGS_BYTES 1024
 #define QUERN_SIZE_MAX (INT64_C(1) << 40) /* no SIZE parameter may exceed it */
 
@@ -35,6 +34,12 @@ struct quern_message {
 /* Writes the line and returns QUERN_INVALID. */
 QUERN_API int quern_refuse(struct quern_message *why, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
+
+/* The power of two at or above value; 1 for 0. What bucket() functions round with. */
+static inline int64_t quern_power_of_two_above(int64_t value)
+{
+    return value <= 1 ? 1 : INT64_C(1) << (64 - __builtin_clzll((uint64_t)value - 1));
+}
 
 /* ---- Where a kernel is to run -------------------------------------------------------------- */
 
@@ -85,9 +90,9 @@ struct quern_define {
 
 struct quern_step {
     enum quern_step_kind kind;
-    char name[32];      /* "pack_b" */
-    char source[64];    /* template below templates/: "gemm/gemm_cpu.c" */
-    char entry[64];     /* function in it. Steps with equal source and defines share one artifact */
+    char name[32];   /* "pack_b" */
+    char source[64]; /* template below templates/: "gemm/gemm_cpu.c" */
+    char entry[64];  /* function in it. Steps with equal source and defines share one artifact */
     int define_count;
     struct quern_define defines[QUERN_MAX_DEFINES];
     uint32_t threads[3];   /* CUDA: block dimensions */
@@ -111,8 +116,7 @@ QUERN_API void quern_step_define_text(struct quern_step *step, const char *name,
 /* Every knob of the variant as a define of its upper-cased name ("state.bv" gives STATE_BV). */
 struct quern_variant;
 QUERN_API void quern_step_define_config(struct quern_step *step,
-                                        const struct quern_variant *variant,
-                                        const int32_t *config);
+                                        const struct quern_variant *variant, const int32_t *config);
 
 /* ---- A launch: a plan made concrete for one call ------------------------------------------- */
 
@@ -121,7 +125,7 @@ struct quern_step_launch {
     uint32_t args_bytes; /* CUDA: args is the kernel's single by-value parameter */
     void *memset_data;   /* QUERN_STEP_MEMSET: what is set to zero, and how much */
     int64_t memset_bytes;
-    _Alignas(64) unsigned char args[QUERN_ARGS_BYTES];
+    __attribute__((aligned(64))) unsigned char args[QUERN_ARGS_BYTES];
 };
 
 struct quern_launch {
@@ -137,10 +141,16 @@ struct quern_binding {
     void *workspace; /* plan.workspace_bytes, 256-byte aligned */
 };
 
+#ifdef __cplusplus
+#define QUERN_STATIC_ASSERT(condition, text) static_assert(condition, text)
+#else
+#define QUERN_STATIC_ASSERT(condition, text) _Static_assert(condition, text)
+#endif
+
 /* Copy a step's argument struct and set its grid. */
 #define QUERN_BIND(step_launch, args_struct, x, y, z)                                              \
     do {                                                                                           \
-        _Static_assert(sizeof(args_struct) <= QUERN_ARGS_BYTES, "arguments too large");            \
+        QUERN_STATIC_ASSERT(sizeof(args_struct) <= QUERN_ARGS_BYTES, "arguments too large");       \
         __builtin_memcpy((step_launch)->args, &(args_struct), sizeof(args_struct));                \
         (step_launch)->args_bytes = sizeof(args_struct);                                           \
         (step_launch)->grid[0] = (uint32_t)(x);                                                    \
@@ -150,7 +160,7 @@ struct quern_binding {
 
 /* ---- Variants ------------------------------------------------------------------------------ */
 
-/* A tuned integer. minimum and maximum bound what may be read back from disk before legal() looks. */
+/* A tuned integer. minimum and maximum bound what is read back from disk before legal() looks. */
 struct quern_knob {
     const char *name;
     int32_t minimum, maximum;
@@ -185,15 +195,17 @@ struct quern_variant {
 
 /* ---- The family ---------------------------------------------------------------------------- */
 
-struct quern_range {
-    int64_t begin, end; /* bytes from the array's data */
-};
+/* Which bytes of an array a call touches; the library's, grown as touched() adds. */
+struct quern_ranges;
+/* Bytes [begin, end) from the array's data. In any order; overlaps and repeats are merged. One that
+ * leaves the array's span fails the check or tuning that asked, naming array and range. */
+QUERN_API void quern_ranges_add(struct quern_ranges *ranges, int64_t begin, int64_t end);
 
 struct quern_cost {
     double flops, bytes; /* the least a call must do: each input read, each output written once */
 };
 
-/* Device source that a family registered at run time brings along: found before the embedded ones. */
+/* Device source that a family registered at run time brings: found before the embedded ones. */
 struct quern_source {
     const char *path; /* as a step and an #include name it: "scale/scale_cpu.c" */
     const char *text;
@@ -214,16 +226,22 @@ struct quern_family {
     const struct quern_variant *const *variants; /* NULL-terminated, preferred first */
     const struct quern_source *sources; /* ends with {NULL, NULL}; NULL for built-in families */
 
-    /* Rules beyond the domains. NULL: none. */
+    /* Bit i: array i, an output, may lie exactly on an input (same data, shape and strides), since
+     * no element is written before everything that needs the input's there has read it. Any other
+     * overlap of an output is refused before bind() is called. */
+    uint32_t aliasable;
+
+    /* Rules beyond the domains. They run before shape() does: what it multiplies may be bounded
+     * here. NULL: none. */
     int (*validate)(const struct quern_spec *spec, struct quern_message *why);
     /* Round the DYNAMIC and HINT parameters of *bucket (a copy of the spec) up in place; idempotent
      * and monotone. NULL: each to the next power of two. */
     void (*bucket)(struct quern_spec *bucket);
-    /* The byte ranges of array `index` that a call reads or writes, at most QUERN_MAX_RANGES, sorted
-     * and disjoint. host[i] is a dense host copy of integer array i, else NULL. Returns the count.
-     * NULL: what shape and strides span. For pools of which a call uses a few slots. */
-    int (*touched)(const struct quern_spec *spec, const struct quern_array *arrays,
-                   const void *const *host, int index, struct quern_range *ranges);
+    /* Adds the byte ranges of array `index` that a call reads or writes, any number of them.
+     * host[i] is a dense host copy of integer array i, else NULL. NULL: what shape and strides
+     * span. For pools of which a call uses a few slots, and paged caches. */
+    void (*touched)(const struct quern_spec *spec, const struct quern_array *arrays,
+                    const void *const *host, int index, struct quern_ranges *ranges);
     /* Valid random contents of array `index`, dense, in host memory. Returns 0 to have the default
      * drawn: floats uniform in [-1, 1), integers in [0, 2). NULL: the default for all. */
     int (*inputs)(const struct quern_spec *spec, int index, uint64_t seed, void *data);
@@ -233,8 +251,8 @@ struct quern_family {
     /* Bound on ||out - ref|| / ||ref|| for array `index`. */
     double (*tolerance)(const struct quern_spec *spec, int index);
     void (*cost)(const struct quern_spec *spec, struct quern_cost *cost);
-    /* A check of the whole output that is cheaper than the reference: its relative error. NULL: none
-     * exists. */
+    /* A check of the whole output that is cheaper than the reference: its relative error. NULL:
+     * none exists. */
     double (*linear_check)(struct quern_ref *ref, uint64_t seed);
 };
 

@@ -1,5 +1,5 @@
-/* Expands a family's list into what its .c needs. Include once, there, after defining QUERN_DEF as the
- * list's name on the include path: built-in families write "copy/copy.def".
+/* Expands a family's list into what its .c needs. Include once, there, after defining QUERN_DEF as
+ * the list's name on the include path: built-in families write "copy/copy.def".
  *
  * The list has a line for each parameter and each array:
  *
@@ -9,7 +9,7 @@
  *                  DTYPE   domain: "f32 bf16 none"              default: QUERN_F32, ...
  *                  CHOICE  domain: "nt nn"                      default: an index into it
  *                  FLAG    domain: 0                            default: 0 or 1
- *                  REAL    domain: 0; class SCALAR              default: 0; absent (NaN) unless given
+ *                  REAL    domain: 0; class SCALAR              default: 0; NaN unless it is given
  *     QUERN_ARRAY(name, role, dtype, doc, dims...)
  *         role     IN, OUT, INOUT or ABSENT
  *
@@ -31,7 +31,8 @@
 #define QUERN_TYPE_FLAG int64_t
 #define QUERN_TYPE_REAL double
 
-struct values {
+/* A view of int64_t values, of which some are doubles: it may alias them. */
+struct __attribute__((may_alias)) values {
 #define QUERN_PARAM(name, param_class, kind, domain, default_value, doc) QUERN_TYPE_##kind name;
 #define QUERN_ARRAY(...)
 #include QUERN_DEF
@@ -88,6 +89,7 @@ __attribute__((unused)) static void quern_def_shape(const struct quern_spec *spe
 #define QUERN_ARRAY(name, role_, dtype_, doc, ...)                                                 \
     case ARRAY_##name: {                                                                           \
         const int64_t dims[] = { __VA_ARGS__ };                                                    \
+        _Static_assert(sizeof(dims) <= sizeof(shape->dims), #name ": too many dimensions");        \
         shape->role = (int)(role_);                                                                \
         shape->dtype = (int)(dtype_);                                                              \
         shape->rank = (int)(sizeof(dims) / sizeof(dims[0]));                                       \

@@ -126,6 +126,7 @@ const struct quern_family quern_family_copy = {
     .folder = "copy",
     .doc = "out = alpha x, or out += alpha x in place",
     .variants = variants,
+    .aliasable = 1u << ARRAY_out, /* over x: a block reads before it writes */
     .validate = validate,
     .units = units,
     .reference = copy_reference,

@@ -123,8 +123,8 @@ static int check_distinct(const char *name, const struct quern_shape *shape,
         return QUERN_OK;
     if (last >= 0)
         inside = shape->dims[last]; /* its stride is 1 */
-    for (int d = 0; d < last; d++)
-        left |= (unsigned)(shape->dims[d] > 1) << d;
+    for (int d = 0; d < QUERN_MAX_RANK; d++)
+        left |= (unsigned)(d < last && shape->dims[d] > 1) << d;
     for (int d; (d = least_stride(shape, bound, left)) >= 0; left &= ~(1u << d)) {
         if (bound->strides[d] < inside)
             return quern_refuse(why,

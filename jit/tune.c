@@ -673,9 +673,8 @@ static int lease_wait(struct search *search)
     snprintf(name, sizeof(name), "tune %s", hex);
     for (bool is_first = true; seconds(search) < wait_s; is_first = false) {
         double begin_s = seconds(search);
-        if (!qn_lease_acquire(store, name, LEASE_SLICE_S, LEASE_EXPIRY_S, &search->lease))
-            return QUERN_OK;
-        if (seconds(search) - begin_s < LEASE_SLICE_S || !qn_store_is_writable(store))
+        if (!qn_lease_acquire(store, name, LEASE_SLICE_S, LEASE_EXPIRY_S, &search->lease) ||
+            seconds(search) - begin_s < LEASE_SLICE_S || !qn_store_is_writable(store))
             return QUERN_OK;
         waiting_tell(search, is_first);
         if (search->is_stopped)

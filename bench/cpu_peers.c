@@ -7,10 +7,10 @@
  *     4. starts  first call, warm process, memory, dispatch, size                   startup.h
  *     table      one line a figure: ours, the peer's, the ratio, what is wanted     figures.h
  *
- * Every part is a forked process that adds to results in shared memory: OpenBLAS chooses its kernels
- * when it is loaded, no case inherits another's heap or thread teams, and a part that dies is a line
- * in the table. A peer that is not installed is said and skipped. Exit status 0 unless the program
- * itself could not run: a figure that falls short is the table's to say.
+ * Every part is a forked process that adds to results in shared memory: OpenBLAS chooses its
+ * kernels when it is loaded, no case inherits another's heap or thread teams, and a part that dies
+ * is a line in the table. A peer that is not installed is said and skipped. Exit status 0 unless
+ * the program itself could not run: a figure that falls short is the table's to say.
  *
  * Does not: pin threads, change clocks, need to be root. bench/README.md says how to read it.
  */
@@ -177,8 +177,8 @@ static void workload_init(struct workload *work, const struct run *run,
                  (long long)what->k);
 }
 
-/* The core type that is loaded, for many rows, few, and one: its shortest call on one thread, in that
- * thread's own time, which a busy machine hardly changes. */
+/* The core type that is loaded, for many rows, few, and one: its shortest call on one thread, in
+ * that thread's own time, which a busy machine hardly changes. */
 static void part_core_trial(struct run *run, const struct gemm_case *what)
 {
     static const struct gemm_case trials[ROWS_CLASSES] = { { .m = 1024, .n = 1024, .k = 1024 },
@@ -303,8 +303,8 @@ static void add_speed_figure(struct contest *contest, const char *ours_key, cons
     judge_ratio(figure, speed_ratio(contest, ours, peer, NULL), wanted);
 }
 
-/* oneDNN may choose the format of b, so it meets our prepacked b where there is one; OpenBLAS and the
- * reader take b as it is, so they meet ours as it is. */
+/* oneDNN may choose the format of b, so it meets our prepacked b where there is one; OpenBLAS and
+ * the reader take b as it is, so they meet ours as it is. */
 static void add_case_figures(struct contest *contest, const struct gemm_case *what)
 {
     const char *packed = contest_best(contest, "prepacked") ? "prepacked" : "tuned";

@@ -1,6 +1,7 @@
 /* oneDNN's matmul as a contestant, through dlopen: versions 2 and 3 of its C interface, whose types
  * are declared here because its headers need not be installed. Descriptors of version 2 are structs
- * of the caller's; they are only ever passed by pointer, so that a large enough block of bytes does.
+ * of the caller's; they are only ever passed by pointer, so that a large enough block of bytes
+ * does.
  *
  * b is given as it lies (n rows of k), or prepacked: its format is left to oneDNN, and b is brought
  * into it by a reorder before anything is timed, a copy for each set.

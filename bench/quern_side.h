@@ -1,6 +1,7 @@
 /* quern as a contestant, each with a context and a cache file of its own:
  *
- *     prepacked   b brought into panels by gemm_pack before anything is timed, then tuned; where the
+ *     prepacked   b brought into panels by gemm_pack before anything is timed, then tuned; where
+ *                 the
  *                 library has that
  *     tuned       b as the caller has it, n rows of k: where packing it pays, that is timed
  *     untuned     the same as the heuristic has it
@@ -54,7 +55,8 @@ static int param_index(const struct quern_spec *spec, const char *name)
     return -1;
 }
 
-/* How wide gemm_pack makes its panels unless told, as text; "" if this quern packs nothing ahead. */
+/* How wide gemm_pack makes its panels unless told, as text; "" if this quern packs nothing
+ * ahead. */
 static void panel_width(struct quern_context *ctx, char *width, size_t bytes)
 {
     const struct quern_family *gemm = quern_family_find(ctx, "gemm");

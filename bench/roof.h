@@ -29,9 +29,9 @@
 
 enum { ACCUMULATORS = 14 }; /* independent chains: latency 4-5, two units, within 16 registers */
 
-/* How a thread goes through its share of memory: in blocks of `streams` pieces of `span` bytes (0: all
- * of the share at once), the pieces side by side, prefetching `ahead` bytes along each piece and from
- * its end into the next block. */
+/* How a thread goes through its share of memory: in blocks of `streams` pieces of `span` bytes (0:
+ * all of the share at once), the pieces side by side, prefetching `ahead` bytes along each piece
+ * and from its end into the next block. */
 struct pattern {
     int streams, ahead;
     int64_t span;

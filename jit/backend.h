@@ -1,6 +1,6 @@
-/* What a device backend gives the pipeline. jit/cpu/ is one, jit/cuda/ is the other; the rest of jit/
- * knows them only as this table. Every function may be called from any thread; errors are written
- * as one line into `why` and returned as a negative enum quern_status. */
+/* What a device backend gives the pipeline. jit/cpu/ is one, jit/cuda/ is the other; the rest of
+ * jit/ knows them only as this table. Every function may be called from any thread; errors are
+ * written as one line into `why` and returned as a negative enum quern_status. */
 #ifndef QN_BACKEND_H
 #define QN_BACKEND_H
 
@@ -62,15 +62,15 @@ struct qn_backend {
                    struct quern_message *why);
     /* The compile options for `target`, canonical: no path, no environment. */
     void (*options)(const struct quern_target *target, char *text, size_t bytes);
-    /* The compiler's identity (name, version, build), remembered by path, size and mtime: does not run
-     * it when known. QUERN_NO_COMPILER says what is missing and how to get it. */
+    /* The compiler's identity (name, version, build), remembered by path, size and mtime: does not
+     * run it when known. QUERN_NO_COMPILER says what is missing and how to get it. */
     int (*compiler)(struct qn_device *device, char *identity, size_t bytes,
                     struct quern_message *why);
     /* QUERN_COMPILE with result->log set, QUERN_NO_COMPILER, ... */
     int (*compile)(struct qn_device *device, const struct qn_compile_request *request,
                    struct qn_compile_result *result, struct quern_message *why);
-    /* Takes a copy of the blob. QUERN_LOAD: it is not for this device, damaged, or imports more than
-     * it may; another copy may do better. Any other failure is the device's. */
+    /* Takes a copy of the blob. QUERN_LOAD: it is not for this device, damaged, or imports more
+     * than it may; another copy may do better. Any other failure is the device's. */
     int (*load)(struct qn_device *device, const struct quern_target *target, const void *blob,
                 size_t blob_bytes, struct qn_module **module, struct quern_message *why);
     void (*unload)(struct qn_device *device, struct qn_module *module);

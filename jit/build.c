@@ -249,14 +249,14 @@ static int load_unit(struct build *build, int u, double *load_ms)
     struct quern_kernel *kernel = build->kernel;
     struct quern_message why;
     double start = qn_now_ms();
-    int status = build->backend->load(build->device, build->request->target,
-                                      build->artifacts[u].blob, build->artifacts[u].blob_bytes,
-                                      &kernel->modules[u], &why);
+    int status =
+        build->backend->load(build->device, build->request->target, build->artifacts[u].blob,
+                             build->artifacts[u].blob_bytes, &kernel->modules[u], &why);
     for (int i = 0; i < kernel->plan->step_count && !status; i++) {
         if (build->unit_of[i] == u)
-            status = build->backend->function(build->device, kernel->modules[u],
-                                              kernel->plan->steps[i].entry, &kernel->functions[i],
-                                              &why);
+            status =
+                build->backend->function(build->device, kernel->modules[u],
+                                         kernel->plan->steps[i].entry, &kernel->functions[i], &why);
     }
     *load_ms = qn_now_ms() - start;
     return status ? qn_fail_why(build->ctx, status, &why) : QUERN_OK;
@@ -423,16 +423,14 @@ void qn_compile_result_fini(struct qn_compile_result *result)
 
 /* ---- Public forms that load nothing -------------------------------------------------------- */
 
+/* The target is the request's, else the device's own. */
 static int request_check(struct quern_context *ctx, const struct quern_request *request,
                          struct quern_target *target)
 {
     struct quern_message why;
-    if (!request || request->size != sizeof(*request))
-        return qn_fail(ctx, QUERN_INVALID, "request.size=%zu: must be %zu (QUERN_REQUEST_INIT)",
-                       request ? request->size : 0, sizeof(*request));
+    QN_TRY(qn_request_check(ctx, request));
     *target = ctx->target;
-    if (qn_spec_check(request->spec, &why) ||
-        (request->target && qn_target_parse(request->target, target, &why)))
+    if (request->target && qn_target_parse(request->target, target, &why))
         return qn_fail_why(ctx, QUERN_INVALID, &why);
     return QUERN_OK;
 }
@@ -444,9 +442,10 @@ int quern_build(struct quern_context *ctx, const struct quern_request *request,
     struct qn_bucket bucket;
     struct quern_kernel *kernel;
     QN_TRY(request_check(ctx, request, &target));
+    QN_TRY(qn_require(ctx, "report", report));
     qn_bucket_make(request->spec, request->arrays, &bucket);
-    const struct qn_build_request build = { &bucket, &target, &ctx->profile, request->variant,
-                                            request->config, false };
+    const struct qn_build_request build = { &bucket,          &target,         &ctx->profile,
+                                            request->variant, request->config, false };
     QN_TRY(qn_build(ctx, &build, &kernel, NULL));
     *report = kernel->report;
     qn_kernel_destroy(ctx, kernel);
@@ -471,9 +470,10 @@ int quern_generate(struct quern_context *ctx, const struct quern_request *reques
     struct build build;
     struct qn_text out = { 0 };
     QN_TRY(request_check(ctx, request, &target));
+    QN_TRY(qn_require(ctx, "text", text));
     qn_bucket_make(request->spec, request->arrays, &bucket);
-    const struct qn_build_request inner = { &bucket, &target, &ctx->profile, request->variant,
-                                            request->config, false };
+    const struct qn_build_request inner = { &bucket,          &target,         &ctx->profile,
+                                            request->variant, request->config, false };
     int status = emit_only(&build, ctx, &inner);
     for (int u = 0; !status && u < build.unit_count; u++)
         qn_text_append(&out, build.units[u].source, build.units[u].source_bytes);

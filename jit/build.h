@@ -13,8 +13,9 @@ struct qn_build_request {
     bool is_loaded;                      /* false: into the store only */
 };
 
-/* *kernel is malloc'ed and not yet known to the context. Thread-safe: the tuner builds candidates in
- * parallel. On failure the text is on the context; *log, if not NULL, is the compiler's (malloc'ed). */
+/* *kernel is malloc'ed and not yet known to the context. Thread-safe: the tuner builds candidates
+ * in parallel. On failure the text is on the context; *log, if not NULL, is the compiler's
+ * (malloc'ed). */
 int qn_build(struct quern_context *ctx, const struct qn_build_request *request,
              struct quern_kernel **kernel, char **log);
 void qn_kernel_destroy(struct quern_context *ctx, struct quern_kernel *kernel);
@@ -29,11 +30,11 @@ int qn_build_digest(struct quern_context *ctx, const struct qn_build_request *re
 
 /* A distinct artifact of a plan: its source and key. */
 struct qn_unit {
-    char *source;       /* flattened */
+    char *source; /* flattened */
     size_t source_bytes;
-    size_t body;        /* where the defines end and the template begins */
+    size_t body; /* where the defines end and the template begins */
     char *key_text;
-    int first_step;     /* the first that uses it */
+    int first_step; /* the first that uses it */
 };
 
 /* emit.c, key.c: plan -> units (malloc'ed; unit_of[i] is step i's, -1 for a memset). */

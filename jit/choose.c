@@ -3,8 +3,8 @@
  *   2. tuned      this bucket's winner
  *   3. neighbour  the winner of the nearest bucket that shares everything but dynamic parameters
  *   4. heuristic  the first variant that supports the problem, by its own model
- * What comes from text, also from the store, must pass bounds and the variant's legality; a stored row
- * that does not is passed over.
+ * What comes from text, also from the store, must pass bounds and the variant's legality; a stored
+ * row that does not is passed over.
  */
 #include <math.h>
 #include <stdio.h>
@@ -13,10 +13,11 @@
 
 #include "jit/build.h"
 #include "jit/target.h"
+#include "jit/text.h"
 #include "jit/winners.h"
 
-/* A neighbour further away than this, in factors of two summed over the dynamic parameters, says less
- * than the heuristic does. */
+/* A neighbour further away than this, in factors of two summed over the dynamic parameters, says
+ * less than the heuristic does. */
 #define NEIGHBOUR_REACH 2.5
 
 struct quern_problem qn_problem_of(const struct qn_build_request *request)
@@ -46,11 +47,8 @@ static int fail_variant(struct quern_context *ctx, const struct quern_family *fa
                         const char *name)
 {
     char known[512] = "";
-    for (int i = 0; family->variants[i]; i++) {
-        size_t used = strlen(known);
-        snprintf(known + used, sizeof(known) - used, "%s%s", i ? ", " : "",
-                 family->variants[i]->name);
-    }
+    for (int i = 0; family->variants[i]; i++)
+        qn_list_add(known, sizeof(known), family->variants[i]->name);
     return qn_fail(ctx, QUERN_INVALID, "variant=%s: %s has no such variant; it has: %s", name,
                    family->name, known);
 }

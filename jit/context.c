@@ -347,7 +347,7 @@ int qn_memory_get(struct quern_context *ctx, size_t bytes, void *stream, void **
 void *qn_alloc(struct quern_context *ctx, size_t bytes, void *stream)
 {
     struct quern_message why;
-    void *memory;
+    void *memory = NULL;
     if (qn_memory_get(ctx, bytes, stream, &memory, &why) == QUERN_OK)
         return memory;
     qn_log(ctx, QUERN_LOG_WARN, "%s", why.text);

@@ -2,7 +2,8 @@
  *
  *     backends[]   preferred first: the default device is the first that opens
  *     ctx->device  what runs
- *     ctx->compilers[kind]   the other kinds' backends, opened without a device when first asked for
+ *     ctx->compilers[kind]   the other kinds' backends, opened without a device when first asked
+ *                            for
  *
  * A new backend is one more line in the table.
  */
@@ -19,8 +20,9 @@ static const struct qn_backend *const backends[] = { &qn_backend_cpu };
 enum { BACKEND_COUNT = sizeof(backends) / sizeof(backends[0]) };
 
 /* Kinds by name, also those that this build lacks. */
-static const char *const kind_names[QN_DEVICE_KINDS] = { [QUERN_CPU] = "cpu",
-                                                         [QUERN_CUDA] = "cuda" };
+static const char *const kind_names[QN_DEVICE_KINDS] = {
+    [QUERN_CPU] = "cpu", [QUERN_CUDA] = "cuda"
+};
 
 static const struct qn_backend *backend_of(enum quern_device_kind kind)
 {

@@ -163,8 +163,7 @@ static void track_conditionals(struct reading *reading, const char *directive, b
 static int flatten(struct emitter *emitter, const char *path, bool is_conditional);
 
 /* Beside the includer first, then from the root of templates/. */
-static int flatten_include(struct emitter *emitter, const struct reading *reading,
-                           const char *name)
+static int flatten_include(struct emitter *emitter, const struct reading *reading, const char *name)
 {
     const char *slash = strrchr(reading->path, '/');
     bool is_conditional = reading->is_conditional || reading->if_depth > reading->guard_depth;

@@ -1,8 +1,8 @@
 /* Looking into the cache and at the machine: what <quern/cache.h> and quern_doctor() answer.
  *
- * explain works on lines. The request's tuning key, then the key of each unit of its plan, is looked
- * up among the stored ones; where it is missing, the stored key with the fewest differing lines is
- * the nearest, and each differing line is reported by name, the text before '='.
+ * explain works on lines. The request's tuning key, then the key of each unit of its plan, is
+ * looked up among the stored ones; where it is missing, the stored key with the fewest differing
+ * lines is the nearest, and each differing line is reported by name, the text before '='.
  */
 #include <quern/cache.h>
 
@@ -18,6 +18,7 @@
 int quern_cache_stats(struct quern_context *ctx, struct quern_cache_stats *stats)
 {
     struct qn_store_counters counters;
+    QN_TRY(qn_require(ctx, "stats", stats));
     if (qn_store_counters(ctx->store, &counters) != QN_STORE_OK)
         return qn_fail(ctx, QUERN_STORE, "cache=%s: cannot be read", qn_store_path(ctx->store));
     *stats = (struct quern_cache_stats){
@@ -35,6 +36,8 @@ int quern_cache_stats(struct quern_context *ctx, struct quern_cache_stats *stats
 
 int quern_cache_verify(struct quern_context *ctx, int64_t *checked, int64_t *damaged)
 {
+    QN_TRY(qn_require(ctx, "checked", checked));
+    QN_TRY(qn_require(ctx, "damaged", damaged));
     if (qn_store_verify(ctx->store, checked, damaged) != QN_STORE_OK)
         return qn_fail(ctx, QUERN_STORE, "cache=%s: cannot be read", qn_store_path(ctx->store));
     return QUERN_OK;
@@ -95,8 +98,7 @@ static int visit_tuned(void *user, const struct qn_tuned *tuned)
 static int visit_rows(struct quern_context *ctx, const char *prefix, struct listing *listing)
 {
     if (qn_artifact_each(ctx->store, prefix, visit_artifact, listing) != QN_STORE_OK ||
-        (!listing->ended &&
-         qn_tuned_list(ctx->store, prefix, visit_tuned, listing) != QN_STORE_OK))
+        (!listing->ended && qn_tuned_list(ctx->store, prefix, visit_tuned, listing) != QN_STORE_OK))
         return qn_fail(ctx, QUERN_STORE, "cache=%s: cannot be read", qn_store_path(ctx->store));
     return listing->ended;
 }
@@ -104,6 +106,7 @@ static int visit_rows(struct quern_context *ctx, const char *prefix, struct list
 int quern_cache_list(struct quern_context *ctx, quern_cache_visit *visit, void *user)
 {
     struct listing listing = { visit, user, 0, 0 };
+    QN_TRY(qn_require(ctx, "visit", (const void *)(uintptr_t)visit));
     return visit_rows(ctx, "", &listing);
 }
 
@@ -111,6 +114,7 @@ int quern_cache_show(struct quern_context *ctx, const char *prefix, quern_cache_
                      void *user)
 {
     struct listing listing = { visit, user, 0, 0 };
+    QN_TRY(qn_require(ctx, "visit", (const void *)(uintptr_t)visit));
     if (!prefix || !*prefix || strspn(prefix, "0123456789abcdef") != strlen(prefix))
         return qn_fail(ctx, QUERN_INVALID, "key=%s: must be hexadecimal digits (quern cache ls)",
                        prefix ? prefix : "NULL");
@@ -192,7 +196,7 @@ static int compare_keys(const struct key_lines *wanted, const struct key_lines *
 struct nearest {
     const char *family; /* only this family's rows */
     struct key_lines wanted;
-    char *text;         /* of the nearest; owned */
+    char *text; /* of the nearest; owned */
     char key[QN_KEY_HEX];
     int differing;
 };
@@ -261,8 +265,8 @@ static int explain_units(struct quern_context *ctx, const struct qn_build_reques
     int count = 0;
     int status = qn_unit_keys(ctx, request, &keys, &count);
     for (int i = 0; i < count && !status; i++)
-        status = explain_key(ctx, "artifact", request->bucket->spec.family->name, keys[i], line,
-                             user);
+        status =
+            explain_key(ctx, "artifact", request->bucket->spec.family->name, keys[i], line, user);
     for (int i = 0; i < count; i++)
         free(keys[i]);
     free(keys);
@@ -273,16 +277,18 @@ int quern_cache_explain(struct quern_context *ctx, const struct quern_request *r
                         void (*line)(void *user, const struct quern_cache_difference *difference),
                         void *user)
 {
-    struct quern_target target = ctx->target;
+    struct quern_target target;
     struct quern_message why;
     struct qn_bucket bucket;
     char *text = NULL, *group = NULL;
-    QN_TRY(quern_spec_validate(ctx, request->spec));
+    QN_TRY(qn_request_check(ctx, request));
+    QN_TRY(qn_require(ctx, "line", (const void *)(uintptr_t)line));
+    target = ctx->target;
     if (request->target && qn_target_parse(request->target, &target, &why))
         return qn_fail_why(ctx, QUERN_INVALID, &why);
     qn_bucket_make(request->spec, request->arrays, &bucket);
-    const struct qn_build_request build = { &bucket, &target, &ctx->profile, request->variant,
-                                            request->config, false };
+    const struct qn_build_request build = { &bucket,          &target,         &ctx->profile,
+                                            request->variant, request->config, false };
     if (qn_tuned_key(&bucket, &ctx->profile, &text, &group))
         return qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
     int status = explain_key(ctx, "tuned", request->spec->family->name, text, line, user);
@@ -296,12 +302,12 @@ int quern_cache_explain(struct quern_context *ctx, const struct quern_request *r
 /* ---- Doctor -------------------------------------------------------------------------------- */
 
 int quern_doctor(struct quern_context *ctx,
-                 void (*fact)(void *user, const char *section, const char *name,
-                              const char *value),
+                 void (*fact)(void *user, const char *section, const char *name, const char *value),
                  void *user)
 {
     struct qn_store_counters counters = { 0 };
     char text[64];
+    QN_TRY(qn_require(ctx, "fact", (const void *)(uintptr_t)fact));
     qn_devices_doctor(ctx, fact, user);
     qn_store_counters(ctx->store, &counters);
     fact(user, "cache", "usable", "yes");

@@ -1,6 +1,6 @@
-/* The two keys, as canonical text: one name=value a line, in a fixed order, nothing of the machine's
- * paths, locale or environment. They are hashed and compared by the store; `quern cache explain`
- * prints the lines that differ.
+/* The two keys, as canonical text: one name=value a line, in a fixed order, nothing of the
+ * machine's paths, locale or environment. They are hashed and compared by the store; `quern cache
+ * explain` prints the lines that differ.
  *
  *     artifact                               tuned
  *       kind=artifact                          kind=tuned

@@ -1,6 +1,6 @@
-/* Building a plan: what a variant's plan() calls. Overflows are remembered in the plan (a step_count
- * or define_count past its limit) and refused by qn_plan_check(), so that plan() itself needs no
- * error path. */
+/* Building a plan: what a variant's plan() calls. Overflows are remembered in the plan (a
+ * step_count or define_count past its limit) and refused by qn_plan_check(), so that plan() itself
+ * needs no error path. */
 #include "jit/plan.h"
 
 #include <ctype.h>

@@ -1,9 +1,10 @@
 /* The shipped device profiles. A profile says what choices depend on beyond the target; its name is
- * part of every tuning key, so a name is never given a second meaning. CPU rows are generic classes:
- * a real machine's profile is read from the machine. */
+ * part of every tuning key, so a name is never given a second meaning. CPU rows are generic
+ * classes: a real machine's profile is read from the machine. */
 #include "jit/profile.h"
 
-#include <stdio.h>
+#include "jit/text.h"
+
 #include <string.h>
 
 #define KIB INT64_C(1024)
@@ -24,8 +25,7 @@ int qn_profile_find(const char *name, struct quern_profile *profile, struct quer
             *profile = profiles[i];
             return QUERN_OK;
         }
-        size_t used = strlen(known);
-        snprintf(known + used, sizeof(known) - used, "%s%s", i ? ", " : "", profiles[i].name);
+        qn_list_add(known, sizeof(known), profiles[i].name);
     }
     return quern_refuse(why, "device-profile=%s: must be one of %s", name, known);
 }

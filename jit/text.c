@@ -35,7 +35,8 @@ static void append_formatted(struct qn_text *text, const char *format, va_list a
     va_copy(again, arguments);
     int bytes = vsnprintf(NULL, 0, format, arguments);
     if (bytes >= 0 && reserve(text, (size_t)bytes))
-        text->bytes += (size_t)vsnprintf(text->data + text->bytes, (size_t)bytes + 1, format, again);
+        text->bytes +=
+            (size_t)vsnprintf(text->data + text->bytes, (size_t)bytes + 1, format, again);
     va_end(again);
 }
 

@@ -21,8 +21,8 @@
 void common_assert_refused(struct quern_context *ctx, int got, int status, const char *text,
                            const char *expression);
 
-/* QUERN_TEST_SEED, else a fresh one: the same throughout the process, and printed, so that a failure
- * can be repeated. */
+/* QUERN_TEST_SEED, else a fresh one: the same throughout the process, and printed, so that a
+ * failure can be repeated. */
 uint64_t common_seed(void);
 uint64_t common_random(uint64_t *state);
 int64_t common_between(uint64_t *state, int64_t least, int64_t most);
@@ -46,16 +46,16 @@ const char *common_directory(void);
 
 /* ---- Contexts ------------------------------------------------------------------------------ */
 
-/* On the CPU, with the test family `kinds` (kinds.h) registered. options may be NULL; their cache is
- * memory only and their device the CPU unless they say otherwise. Fails the test if it fails. */
+/* On the CPU, with the test family `kinds` (kinds.h) registered. options may be NULL; their cache
+ * is memory only and their device the CPU unless they say otherwise. Fails the test if it fails. */
 struct quern_context *common_context(const struct quern_options *options);
 /* Parses, or fails the test. */
 struct quern_spec common_spec(struct quern_context *ctx, const char *text);
 
 /* ---- Private arrays ------------------------------------------------------------------------ */
 
-/* Every array of a spec in memory of its own: guard bytes, the array, guard bytes for as much as its
- * alignment asks, then a page that may not be touched; one lies before the first, too. */
+/* Every array of a spec in memory of its own: guard bytes, the array, guard bytes for as much as
+ * its alignment asks, then a page that may not be touched; one lies before the first, too. */
 struct common_array {
     unsigned char *pages, *data;
     size_t pages_bytes;
@@ -94,8 +94,8 @@ int common_arrays_differ(const struct common_arrays *set);
 /* What a crash is blamed on: kernels run in this process. */
 void common_doing(const char *what);
 
-/* Runs the suites of a program whose tests launch kernels: in this process, since neither OpenMP nor
- * LLVM survives fork. Returns what main() does. */
+/* Runs the suites of a program whose tests launch kernels: in this process, since neither OpenMP
+ * nor LLVM survives fork. Returns what main() does. */
 int common_main(Suite *suite);
 
 #endif

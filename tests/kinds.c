@@ -1,5 +1,5 @@
-/* The suites' own family. Its kernel first scales x into the workspace, then adds: a workspace that is
- * too small, shared or misaligned, or steps out of order, give a wrong sum. */
+/* The suites' own family. Its kernel first scales x into the workspace, then adds: a workspace that
+ * is too small, shared or misaligned, or steps out of order, give a wrong sum. */
 #define QUERN_DEF "tests/kinds.def"
 #include <quern/family_def.h>
 

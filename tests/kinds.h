@@ -1,6 +1,6 @@
-/* The suites' own family, registered at run time: every class and kind of parameter, an array that may
- * be absent, strides, two steps of one artifact, a workspace, a knob that a step owns, and a second
- * variant that computes a wrong element. */
+/* The suites' own family, registered at run time: every class and kind of parameter, an array that
+ * may be absent, strides, two steps of one artifact, a workspace, a knob that a step owns, and a
+ * second variant that computes a wrong element. */
 #ifndef KINDS_H
 #define KINDS_H
 

@@ -1,5 +1,5 @@
-/* A family in a shared object: `quern --plugin plugin_scale.so run scale n=1000 factor=3`. Everything
- * it needs of quern is <quern/family.h>; its device source is in it. */
+/* A family in a shared object: `quern --plugin plugin_scale.so run scale n=1000 factor=3`.
+ * Everything it needs of quern is <quern/family.h>; its device source is in it. */
 #define QUERN_DEF "tests/scale.def"
 #include <quern/family_def.h>
 

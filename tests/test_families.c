@@ -1,6 +1,6 @@
-/* Every family's cases, as its folder lists them, on the CPU: run and checked against the reference in
- * memory of their own between guard bytes, twice with equal bits; in sampled configs; for every CPU
- * target that there is. QUERN_TEST_ALL=1 samples nothing. */
+/* Every family's cases, as its folder lists them, on the CPU: run and checked against the reference
+ * in memory of their own between guard bytes, twice with equal bits; in sampled configs; for every
+ * CPU target that there is. QUERN_TEST_ALL=1 samples nothing. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>

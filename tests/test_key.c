@@ -1,7 +1,7 @@
 /* The two keys: what changes them and what must not. jit/key.c, jit/emit.c, jit/spec.c.
  *
- * With --keys this program prints the keys of a few requests and ends: that is how the suite sees the
- * keys of another process, in another environment. */
+ * With --keys this program prints the keys of a few requests and ends: that is how the suite sees
+ * the keys of another process, in another environment. */
 #include <locale.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -86,7 +86,8 @@ static void tuned_free(struct tuned key)
     free(key.group);
 }
 
-/* The name of the one line in which two texts of equally many lines differ, malloc'ed; NULL: none. */
+/* The name of the one line in which two texts of equally many lines differ, malloc'ed; NULL:
+ * none. */
 static char *differing_line(const char *a, const char *b)
 {
     char *name = NULL;
@@ -160,7 +161,8 @@ static void plan_of_kinds(struct quern_plan *plan)
     variant->plan(&problem, config, plan);
 }
 
-/* The two keys differ, and only in the line `name` (NULL: in some line) and the hash of the source. */
+/* The two keys differ, and only in the line `name` (NULL: in some line) and the hash of the
+ * source. */
 static void assert_changed(char *key, const char *base, const char *what)
 {
     char hex[QN_KEY_HEX], base_hex[QN_KEY_HEX];

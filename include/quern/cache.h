@@ -1,6 +1,6 @@
 /* What is in the cache, why a request hits or misses, and whether the file is sound. For people and
- * tools; a program that only calls kernels needs none of it. Rows and texts handed to a callback live
- * until it returns. Threads: any, as in quern.h. */
+ * tools; a program that only calls kernels needs none of it. Rows and texts handed to a callback
+ * live until it returns. Threads: any, as in quern.h. */
 #ifndef QUERN_CACHE_H
 #define QUERN_CACHE_H
 
@@ -18,13 +18,13 @@ struct quern_cache_stats {
 QUERN_API int quern_cache_stats(struct quern_context *ctx, struct quern_cache_stats *stats);
 
 struct quern_cache_row {
-    const char *table;  /* "artifact" or "tuned" */
-    const char *key;    /* 32 hexadecimal digits */
-    const char *text;   /* the key's canonical text, one name=value a line */
-    const char *family; /* "gemm" */
-    const char *target; /* artifact: target; tuned: device profile */
-    const char *detail; /* artifact: compiler; tuned: "gemm_cpu mr=14,..." */
-    const char *log;    /* artifact: the compiler's */
+    const char *table;                      /* "artifact" or "tuned" */
+    const char *key;                        /* 32 hexadecimal digits */
+    const char *text;                       /* the key's canonical text, one name=value a line */
+    const char *family;                     /* "gemm" */
+    const char *target;                     /* artifact: target; tuned: device profile */
+    const char *detail;                     /* artifact: compiler; tuned: "gemm_cpu mr=14,..." */
+    const char *log;                        /* artifact: the compiler's */
     int64_t bytes, hits, created, last_use; /* times in Unix seconds */
     int64_t generation;                     /* tuned */
     double time_us, spread_us;              /* tuned */
@@ -37,10 +37,10 @@ QUERN_API int quern_cache_show(struct quern_context *ctx, const char *prefix,
                                quern_cache_visit *visit, void *user);
 
 struct quern_cache_difference {
-    const char *table;         /* "tuned" or "artifact" */
-    const char *key;           /* of this request */
-    const char *nearest;       /* the stored key with the fewest differing lines; NULL: none stored */
-    const char *name;          /* of the differing line; NULL: stored as asked, a hit */
+    const char *table;   /* "tuned" or "artifact" */
+    const char *key;     /* of this request */
+    const char *nearest; /* the stored key with the fewest differing lines; NULL: none stored */
+    const char *name;    /* of the differing line; NULL: stored as asked, a hit */
     const char *wanted, *have; /* its values; NULL: absent on that side */
 };
 /* Why the request hits or misses, one call of `line` a fact. */

@@ -1,7 +1,8 @@
 /* out[i] = alpha x[i], or out[i] += alpha x[i]: one block of the grid handles args->block elements.
  *
- * The file is compiled alone, after the plan's #defines; the defaults below let clang check it as it
- * stands. A template includes no system header and its object imports nothing but memcpy and memset.
+ * The file is compiled alone, after the plan's #defines; the defaults below let clang check it as
+ * it stands. A template includes no system header and its object imports nothing but memcpy and
+ * memset.
  */
 #include "common/cpu/dtype.h"
 #include "copy_args.h"
@@ -19,7 +20,8 @@
 /* The new value of VW elements of out, given the old. */
 INLINE vec_f32 combine(vec_f32 x, vec_f32 out, float alpha)
 {
-    if (HAS_ALPHA) x *= alpha;
+    if (HAS_ALPHA)
+        x *= alpha;
     return INPLACE ? out + x : x;
 }
 
@@ -27,7 +29,8 @@ void copy_main(const struct copy_args *args, uint32_t x, uint32_t y, uint32_t z)
 {
     (void)y, (void)z;
     int64_t begin = (int64_t)x * args->block, end = begin + args->block;
-    if (end > args->n) end = args->n;
+    if (end > args->n)
+        end = args->n;
 
     if (!INPLACE && !HAS_ALPHA) {
         if (begin < end)

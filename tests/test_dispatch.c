@@ -793,6 +793,59 @@ START_TEST(a_hit_needs_no_compiler_and_a_miss_names_what_is_missing)
 }
 END_TEST
 
+static int keep_key_text(void *user, const struct qn_artifact *artifact)
+{
+    *(char **)user = strdup(artifact->text);
+    return 1;
+}
+
+/* The cache's one artifact with other bytes under the same key: sound to the store. */
+static void replace_blob(struct quern_context *with)
+{
+    static const char bytes[] = "no object at all";
+    struct qn_artifact artifact;
+    char *text = NULL;
+    qn_artifact_each(with->store, "", keep_key_text, &text);
+    ck_assert_ptr_nonnull(text);
+    ck_assert_int_eq(qn_artifact_find(with->store, text, NULL, NULL, NULL, &artifact), QN_STORE_OK);
+    free(artifact.blob);
+    artifact.blob = strdup(bytes);
+    artifact.blob_bytes = sizeof(bytes);
+    ck_assert_int_eq(qn_artifact_put(with->store, &artifact), QN_STORE_OK);
+    qn_artifact_fini(&artifact);
+    free(text);
+}
+
+START_TEST(a_stored_artifact_that_does_not_load_is_made_again)
+{
+    char *cache = common_scratch_path("unloadable/quern.db");
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    struct quern_report report;
+    options.cache = cache;
+    struct quern_context *first = common_context(&options);
+    dispatch(first, "kinds rows=3", NULL);
+    replace_blob(first);
+    quern_context_destroy(first);
+
+    for (int run = 0; run < 2; run++) {
+        struct quern_context *later = common_context(&options);
+        quern_kernel_report(dispatch(later, "kinds rows=3", NULL), &report);
+        ck_assert_int_eq(report.artifact, run ? QUERN_FROM_DISK : QUERN_FROM_COMPILER);
+        quern_context_destroy(later);
+    }
+
+    options.clang = "/nonexistent/clang"; /* nothing to make it again with: an error, no crash */
+    struct quern_context *bare = common_context(&options);
+    struct quern_spec spec = common_spec(bare, "kinds rows=3");
+    struct quern_kernel *kernel = NULL;
+    replace_blob(bare);
+    assert_refused(bare, quern_dispatch(bare, &spec, NULL, &kernel), QUERN_NO_COMPILER, "clang=");
+    ck_assert_ptr_null(kernel);
+    quern_context_destroy(bare);
+    free(cache);
+}
+END_TEST
+
 /* A compiler of another version, which notes that it was run. */
 static char *other_compiler(const char *ran)
 {
@@ -1065,6 +1118,7 @@ static Suite *suite_make(void)
     tcase_add_test(tcase, a_hit_needs_no_compiler_and_a_miss_names_what_is_missing);
     tcase_add_test(tcase,
                    another_compiler_is_another_artifact_except_to_a_sealed_context_which_runs_none);
+    tcase_add_test(tcase, a_stored_artifact_that_does_not_load_is_made_again);
     tcase_add_test(tcase, a_mode_that_does_not_exist_is_refused);
     tcase_add_test(tcase, a_refused_dispatch_is_tried_again_and_may_then_succeed);
     tcase_add_test(tcase, a_warm_dispatch_takes_less_than_a_microsecond);

@@ -21,6 +21,23 @@ INLINE const void *a_at(const struct gemm_args *args, const struct block *block,
 
 #if B_IS_NK
 
+#define AHEAD (2048 / DT_SIZE(B_DTYPE)) /* elements: 1.5 to 4 KB do about as well, 0.5 KB less */
+
+/* Prefetches what follows k = p of NR columns by AHEAD: of the same columns, or past their end the
+ * beginning of the next NR, since straight on lies a column that is being read already. Without it
+ * the hardware starts anew in every column (one row of bf16: 0.77 of the bandwidth, with it 0.95).
+ * The next NR may lie past the array, so that no pointer is formed: a prefetch never faults. */
+INLINE void prefetch_columns(const struct gemm_args *args, const struct block *block,
+                             const void *const b[NR], int64_t p)
+{
+    int64_t at = p + AHEAD;
+    if (at >= block->k_end)
+        at += NR * args->b_row_stride - (block->k_end - block->k_begin);
+    UNROLL
+    for (int c = 0; c < NR; c++)
+        __builtin_prefetch((const void *)((uintptr_t)b[c] + (uintptr_t)at * DT_SIZE(B_DTYPE)));
+}
+
 /* NR columns from j on: MR x NR dot products. Columns past the last repeat it, too. */
 static void small_step(const struct gemm_args *args, const struct block *block, int64_t j,
                        float out[MR][NC])
@@ -38,6 +55,7 @@ static void small_step(const struct gemm_args *args, const struct block *block, 
     int64_t p = block->k_begin;
     for (; p + VEC_K <= block->k_end; p += VEC_K) {
         vec_u32 columns[NR];
+        prefetch_columns(args, block, b, p);
         UNROLL
         for (int c = 0; c < NR; c++)
             columns[c] = load_units(B_DTYPE, element(B_DTYPE, b[c], p));

@@ -168,7 +168,7 @@ void qn_value_text(const struct quern_param *param, int64_t value, bool is_key, 
 }
 
 /* The value of a CHOICE or DTYPE is one of its words. On every call's path: no text is made. */
-static bool is_word(const struct quern_param *param, int64_t value)
+static bool is_listed(const struct quern_param *param, int64_t value)
 {
     if (param->kind == QUERN_CHOICE)
         return value >= 0 && value < word_count(param->domain);
@@ -176,6 +176,12 @@ static bool is_word(const struct quern_param *param, int64_t value)
         return false;
     const char *name = quern_dtype_name((int)value);
     return word_index(param->domain, name, strlen(name)) >= 0;
+}
+
+static int refuse_word(const struct quern_param *param, int64_t value, struct quern_message *why)
+{
+    return quern_refuse(why, "%s=%lld: must be one of: %s", param->name, (long long)value,
+                        param->domain);
 }
 
 /* The value lies in the parameter's domain, however it got there. */
@@ -202,10 +208,10 @@ static int check_domain(const struct quern_param *param, int64_t value, struct q
     case QUERN_DTYPE:
         break;
     }
-    if (!is_word(param, value))
-        return quern_refuse(why, "%s=%lld: must be one of: %s", param->name, (long long)value,
-                            param->domain);
-    return QUERN_OK;
+    /* On the path of every call: the default is known to be listed (qn_param_check). */
+    return value == param->default_value || is_listed(param, value)
+               ? QUERN_OK
+               : refuse_word(param, value, why);
 }
 
 int qn_param_check(const struct quern_param *param, struct quern_message *why)
@@ -218,6 +224,9 @@ int qn_param_check(const struct quern_param *param, struct quern_message *why)
     }
     if (param->kind == QUERN_REAL || param->default_value == QUERN_REQUIRED)
         return QUERN_OK;
+    bool is_word = param->kind == QUERN_CHOICE || param->kind == QUERN_DTYPE;
+    if (is_word && !is_listed(param, param->default_value))
+        return refuse_word(param, param->default_value, why);
     return check_domain(param, param->default_value, why);
 }
 

@@ -5,6 +5,7 @@
 
 #include <math.h>
 
+#include "jit/context.h"
 #include "kinds.h"
 
 struct kinds_args {
@@ -242,3 +243,39 @@ const struct quern_family kinds_family = {
     .tolerance = tolerance,
     .cost = cost,
 };
+
+/* ---- What several suites ask of it --------------------------------------------------------- */
+
+struct quern_kernel *kinds_dispatch(struct quern_context *with, const char *text,
+                                    const struct quern_array *arrays)
+{
+    struct quern_spec spec = common_spec(with, text);
+    struct quern_kernel *kernel;
+    assert_ok(with, quern_dispatch(with, &spec, arrays, &kernel));
+    return kernel;
+}
+
+struct quern_report kinds_report(const struct quern_kernel *kernel)
+{
+    struct quern_report report;
+    quern_kernel_report(kernel, &report);
+    return report;
+}
+
+bool kinds_is_scaled(const struct common_arrays *set, double gain)
+{
+    const float *x = set->arrays[KINDS_X].data, *out = set->arrays[KINDS_OUT].data;
+    int64_t count = qn_shape_count(&set->shapes[KINDS_X]);
+    for (int64_t i = 0; i < count; i++) {
+        if (out[i] != (float)(gain * x[i]))
+            return false;
+    }
+    return true;
+}
+
+int64_t kinds_compiles(struct quern_context *with)
+{
+    struct qn_store_counters counters;
+    ck_assert_int_eq(qn_store_counters(with->store, &counters), QN_STORE_OK);
+    return counters.compiles;
+}

@@ -30,56 +30,21 @@ static void teardown(void)
 
 static const struct common_layout dense = { 16, 0 };
 
-static struct quern_kernel *dispatch(struct quern_context *with, const char *text,
-                                     const struct quern_array *arrays)
-{
-    struct quern_spec spec = common_spec(with, text);
-    struct quern_kernel *kernel;
-    assert_ok(with, quern_dispatch(with, &spec, arrays, &kernel));
-    return kernel;
-}
-
-static struct quern_report report_of(const struct quern_kernel *kernel)
-{
-    struct quern_report report;
-    quern_kernel_report(kernel, &report);
-    return report;
-}
-
-/* out = gain x of kinds' arrays, f32, as the reference has it. */
-static bool is_scaled(const struct common_arrays *set, double gain)
-{
-    const float *x = set->arrays[KINDS_X].data, *out = set->arrays[KINDS_OUT].data;
-    int64_t count = qn_shape_count(&set->shapes[KINDS_X]);
-    for (int64_t i = 0; i < count; i++) {
-        if (out[i] != (float)(gain * x[i]))
-            return false;
-    }
-    return true;
-}
-
-static int64_t compiles(struct quern_context *with)
-{
-    struct qn_store_counters counters;
-    ck_assert_int_eq(qn_store_counters(with->store, &counters), QN_STORE_OK);
-    return counters.compiles;
-}
-
 /* ---- Buckets ------------------------------------------------------------------------------- */
 
 START_TEST(members_of_a_bucket_share_a_kernel_and_others_do_not)
 {
-    struct quern_kernel *kernel = dispatch(ctx, "kinds rows=1000 batch=3", NULL);
-    ck_assert_ptr_eq(kernel, dispatch(ctx, "kinds rows=513 batch=4", NULL));
-    ck_assert_ptr_eq(kernel, dispatch(ctx, "kinds rows=1024 batch=3", NULL));
-    ck_assert_ptr_ne(kernel, dispatch(ctx, "kinds rows=1025 batch=3", NULL));
-    ck_assert_ptr_ne(kernel, dispatch(ctx, "kinds rows=512 batch=3", NULL));
-    ck_assert_ptr_ne(kernel, dispatch(ctx, "kinds rows=1000 batch=3 cols=9", NULL));
-    ck_assert_ptr_ne(kernel, dispatch(ctx, "kinds rows=1000 batch=3 gain=1", NULL));
-    ck_assert_ptr_ne(kernel, dispatch(ctx, "kinds rows=1000 batch=3 longest=17", NULL));
-    ck_assert_ptr_ne(kernel, dispatch(ctx, "copy n=1000", NULL));
-    ck_assert_ptr_eq(dispatch(ctx, "kinds rows=7 gain=1", NULL),
-                     dispatch(ctx, "kinds rows=7 gain=-3", NULL));
+    struct quern_kernel *kernel = kinds_dispatch(ctx, "kinds rows=1000 batch=3", NULL);
+    ck_assert_ptr_eq(kernel, kinds_dispatch(ctx, "kinds rows=513 batch=4", NULL));
+    ck_assert_ptr_eq(kernel, kinds_dispatch(ctx, "kinds rows=1024 batch=3", NULL));
+    ck_assert_ptr_ne(kernel, kinds_dispatch(ctx, "kinds rows=1025 batch=3", NULL));
+    ck_assert_ptr_ne(kernel, kinds_dispatch(ctx, "kinds rows=512 batch=3", NULL));
+    ck_assert_ptr_ne(kernel, kinds_dispatch(ctx, "kinds rows=1000 batch=3 cols=9", NULL));
+    ck_assert_ptr_ne(kernel, kinds_dispatch(ctx, "kinds rows=1000 batch=3 gain=1", NULL));
+    ck_assert_ptr_ne(kernel, kinds_dispatch(ctx, "kinds rows=1000 batch=3 longest=17", NULL));
+    ck_assert_ptr_ne(kernel, kinds_dispatch(ctx, "copy n=1000", NULL));
+    ck_assert_ptr_eq(kinds_dispatch(ctx, "kinds rows=7 gain=1", NULL),
+                     kinds_dispatch(ctx, "kinds rows=7 gain=-3", NULL));
 }
 END_TEST
 
@@ -87,17 +52,17 @@ START_TEST(another_alignment_is_another_kernel)
 {
     static float memory[256] __attribute__((aligned(64)));
     struct quern_array arrays[2] = { { .data = memory }, { .data = memory + 128 } };
-    struct quern_kernel *kernel = dispatch(ctx, "copy n=64", arrays);
-    ck_assert_ptr_eq(kernel, dispatch(ctx, "copy n=64", NULL));
+    struct quern_kernel *kernel = kinds_dispatch(ctx, "copy n=64", arrays);
+    ck_assert_ptr_eq(kernel, kinds_dispatch(ctx, "copy n=64", NULL));
     arrays[0].data = memory + 16;
-    ck_assert_ptr_eq(kernel, dispatch(ctx, "copy n=64", arrays));
+    ck_assert_ptr_eq(kernel, kinds_dispatch(ctx, "copy n=64", arrays));
     arrays[0].data = memory + 1;
-    struct quern_kernel *unaligned = dispatch(ctx, "copy n=64", arrays);
+    struct quern_kernel *unaligned = kinds_dispatch(ctx, "copy n=64", arrays);
     ck_assert_ptr_ne(kernel, unaligned);
     arrays[0].data = memory;
     arrays[1].data = memory + 129;
-    ck_assert_ptr_ne(kernel, dispatch(ctx, "copy n=64", arrays));
-    ck_assert_ptr_ne(unaligned, dispatch(ctx, "copy n=64", arrays));
+    ck_assert_ptr_ne(kernel, kinds_dispatch(ctx, "copy n=64", arrays));
+    ck_assert_ptr_ne(unaligned, kinds_dispatch(ctx, "copy n=64", arrays));
 }
 END_TEST
 
@@ -107,21 +72,21 @@ START_TEST(more_buckets_than_a_thread_remembers_are_all_found_again)
     char text[64];
     int64_t before;
     for (int round = 0; round < 2; round++) {
-        before = compiles(ctx);
+        before = kinds_compiles(ctx);
         for (int i = 0; i < 3 * QN_RECENT; i++) {
             snprintf(text, sizeof(text), "kinds rows=1 cols=%d", i + 1);
-            struct quern_kernel *kernel = dispatch(ctx, text, NULL);
+            struct quern_kernel *kernel = kinds_dispatch(ctx, text, NULL);
             ck_assert(!round || kernel == kernels[i]);
             kernels[i] = kernel;
         }
     }
-    ck_assert_int_eq(compiles(ctx), before);
+    ck_assert_int_eq(kinds_compiles(ctx), before);
 }
 END_TEST
 
 START_TEST(launch_refuses_a_spec_outside_the_kernels_bucket)
 {
-    struct quern_kernel *kernel = dispatch(ctx, "kinds rows=8", NULL);
+    struct quern_kernel *kernel = kinds_dispatch(ctx, "kinds rows=8", NULL);
     static const char *const outside[] = { "kinds rows=9",
                                            "kinds rows=4",
                                            "kinds rows=8 cols=7",
@@ -155,11 +120,11 @@ START_TEST(launch_accepts_every_member_and_better_alignment_but_no_worse)
     common_arrays_init(&set, ctx, &spec, dense, common_random(&seed));
     assert_ok(ctx, quern_dispatch(ctx, &spec, set.arrays, &kernel));
     assert_ok(ctx, quern_launch(ctx, kernel, &spec, set.arrays, NULL));
-    ck_assert(is_scaled(&set, 2));
+    ck_assert(kinds_is_scaled(&set, 2));
     common_arrays_check(&set, "aligned");
     common_arrays_init(&other, ctx, &spec, better, common_random(&seed));
     assert_ok(ctx, quern_launch(ctx, kernel, &spec, other.arrays, NULL));
-    ck_assert(is_scaled(&other, 2));
+    ck_assert(kinds_is_scaled(&other, 2));
     common_arrays_fini(&other);
     common_arrays_init(&other, ctx, &spec, worse, common_random(&seed));
     assert_refused(ctx, quern_launch(ctx, kernel, &spec, other.arrays, NULL), QUERN_INVALID,
@@ -179,7 +144,7 @@ START_TEST(an_absent_real_is_absent_whatever_nan_it_is)
     assert_ok(ctx, quern_dispatch(ctx, &spec, set.arrays, &kernel));
     memcpy(&spec.values[KINDS_GAIN], &nan, sizeof(nan));
     assert_ok(ctx, quern_launch(ctx, kernel, &spec, set.arrays, NULL));
-    ck_assert(is_scaled(&set, 1));
+    ck_assert(kinds_is_scaled(&set, 1));
     common_arrays_fini(&set);
 }
 END_TEST
@@ -204,7 +169,7 @@ static void *run_many(void *data)
     pthread_barrier_wait(worker->start);
     for (int i = 0; i < RUNS && !worker->status; i++) {
         worker->status = quern_run(worker->ctx, &worker->spec, worker->set.arrays, NULL);
-        worker->wrong += !is_scaled(&worker->set, 3);
+        worker->wrong += !kinds_is_scaled(&worker->set, 3);
     }
     if (!worker->status)
         worker->status =
@@ -249,7 +214,7 @@ static void eight_threads(const char *cache)
         common_arrays_check(&workers[i].set, "a thread's arrays");
         common_arrays_fini(&workers[i].set);
     }
-    ck_assert_int_eq(compiles(shared), 1);
+    ck_assert_int_eq(kinds_compiles(shared), 1);
     quern_context_destroy(shared);
 }
 
@@ -307,7 +272,7 @@ START_TEST(the_callers_workspace_is_used_and_nothing_beside_it)
     call.workspace = memory + guard;
     call.workspace_bytes = bytes;
     assert_ok(ctx, quern_launch(ctx, kernel, &spec, set.arrays, &call));
-    ck_assert(is_scaled(&set, 2));
+    ck_assert(kinds_is_scaled(&set, 2));
     for (size_t i = 0; i < guard; i++)
         ck_assert(memory[i] == 0xa5 && memory[guard + bytes + i] == 0xa5);
     double first;
@@ -383,7 +348,7 @@ START_TEST(the_allocator_hook_gives_the_workspace_and_gets_it_back)
     assert_ok(hooked, quern_dispatch(hooked, &spec, set.arrays, &kernel));
     for (int i = 1; i <= 5; i++) {
         assert_ok(hooked, quern_run(hooked, &spec, set.arrays, NULL));
-        ck_assert(is_scaled(&set, 2));
+        ck_assert(kinds_is_scaled(&set, 2));
         ck_assert_int_eq(hook.allocs, i);
         ck_assert_int_eq(hook.frees, i);
     }
@@ -485,10 +450,10 @@ static struct quern_kernel *prepare(const char *text, const char *variant, const
 
 START_TEST(a_kernel_with_a_config_of_the_callers_is_found_again_and_by_nobody_else)
 {
-    struct quern_kernel *plain = dispatch(ctx, "kinds rows=100", NULL);
+    struct quern_kernel *plain = kinds_dispatch(ctx, "kinds rows=100", NULL);
     struct quern_kernel *given = prepare("kinds rows=100", NULL, "tile=16");
     ck_assert_ptr_ne(plain, given);
-    ck_assert_int_eq(report_of(given).config_from, QUERN_CONFIG_GIVEN);
+    ck_assert_int_eq(kinds_report(given).config_from, QUERN_CONFIG_GIVEN);
     ck_assert_ptr_eq(given, prepare("kinds rows=100", NULL, "tile=16"));
     ck_assert_ptr_eq(given, prepare("kinds rows=128", NULL, "add.unroll=1,tile=16"));
     ck_assert_ptr_eq(given, prepare("kinds rows=100", "kinds_cpu", "tile=16"));
@@ -498,9 +463,9 @@ START_TEST(a_kernel_with_a_config_of_the_callers_is_found_again_and_by_nobody_el
     /* the same choices, but not given: another report */
     struct quern_kernel *variant = prepare("kinds rows=100", "kinds_cpu", NULL);
     ck_assert_ptr_eq(variant, prepare("kinds rows=100", "kinds_cpu", NULL));
-    ck_assert_int_eq(report_of(variant).config_from, QUERN_CONFIG_HEURISTIC);
+    ck_assert_int_eq(kinds_report(variant).config_from, QUERN_CONFIG_HEURISTIC);
     ck_assert_ptr_ne(variant, prepare("kinds rows=100", "kinds_cpu", "tile=8"));
-    ck_assert_ptr_eq(plain, dispatch(ctx, "kinds rows=100", NULL));
+    ck_assert_ptr_eq(plain, kinds_dispatch(ctx, "kinds rows=100", NULL));
     ck_assert_ptr_eq(plain, prepare("kinds rows=100", NULL, NULL));
     ck_assert_ptr_null(ctx->retired);
 }
@@ -510,7 +475,7 @@ START_TEST(null_arguments_are_refused_by_name_and_a_null_context_without_a_text)
 {
     struct quern_spec spec = common_spec(ctx, "copy n=3");
     struct quern_request request = QUERN_REQUEST_INIT;
-    struct quern_kernel *kernel = dispatch(ctx, "copy n=3", NULL);
+    struct quern_kernel *kernel = kinds_dispatch(ctx, "copy n=3", NULL);
     struct quern_array arrays[2] = { { 0 } };
     struct quern_report report = { .step_count = 77 };
     request.spec = &spec;
@@ -558,363 +523,6 @@ START_TEST(null_arguments_are_refused_by_name_and_a_null_context_without_a_text)
         ck_assert_msg(statuses[i] == QUERN_INVALID, "call %zu: %d", i, statuses[i]);
     quern_memory_free(NULL, &data, 8);
     quern_context_destroy(NULL);
-}
-END_TEST
-
-/* ---- Retuning ------------------------------------------------------------------------------ */
-
-static struct qn_bucket bucket_of(const struct quern_spec *spec)
-{
-    struct qn_bucket bucket;
-    qn_bucket_make(spec, NULL, &bucket);
-    return bucket;
-}
-
-/* What tuning does when it has a winner. */
-static void put_winner(struct quern_context *with, const struct quern_spec *spec,
-                       const char *variant, const char *config)
-{
-    struct qn_bucket bucket = bucket_of(spec);
-    char *text, *group;
-    ck_assert_int_eq(qn_tuned_key(&bucket, &with->profile, &text, &group), QUERN_OK);
-    const struct qn_tuned row = { .text = text,
-                                  .group = group,
-                                  .family = (char *)"kinds",
-                                  .variant = (char *)variant,
-                                  .config = (char *)config,
-                                  .time_us = 1,
-                                  .samples = 3,
-                                  .digest = (char *)"",
-                                  .toolkit = (char *)"",
-                                  .profile = (char *)with->profile.name,
-                                  .provenance = (char *)"" };
-    ck_assert_int_eq(qn_tuned_put(with->store, &row, NULL), QN_STORE_OK);
-    qn_kernels_refresh(with, &bucket);
-    free(text);
-    free(group);
-}
-
-struct follower {
-    struct quern_context *ctx;
-    struct quern_spec spec;
-    pthread_barrier_t step;
-    struct quern_kernel *kernels[3];
-};
-
-static void *follow(void *data)
-{
-    struct follower *follower = data;
-    for (int i = 0; i < 3; i++) {
-        quern_dispatch(follower->ctx, &follower->spec, NULL, &follower->kernels[i]);
-        pthread_barrier_wait(&follower->step);
-        pthread_barrier_wait(&follower->step);
-    }
-    return NULL;
-}
-
-START_TEST(a_new_winner_is_used_by_every_thread_at_its_next_call)
-{
-    struct follower follower = { .ctx = ctx, .spec = common_spec(ctx, "kinds rows=40") };
-    pthread_t thread;
-    pthread_barrier_init(&follower.step, NULL, 2);
-    ck_assert_int_eq(pthread_create(&thread, NULL, follow, &follower), 0);
-    static const char *const configs[] = { "tile=16,add.unroll=1", "tile=4,add.unroll=2" };
-    for (int i = 0; i < 3; i++) {
-        pthread_barrier_wait(&follower.step);
-        if (i < 2)
-            put_winner(ctx, &follower.spec, "kinds_cpu", configs[i]);
-        pthread_barrier_wait(&follower.step);
-    }
-    pthread_join(thread, NULL);
-    pthread_barrier_destroy(&follower.step);
-    ck_assert_int_eq(report_of(follower.kernels[0]).config_from, QUERN_CONFIG_HEURISTIC);
-    for (int i = 0; i < 2; i++) {
-        ck_assert_int_eq(report_of(follower.kernels[i + 1]).config_from, QUERN_CONFIG_TUNED);
-        ck_assert_str_eq(report_of(follower.kernels[i + 1]).config, configs[i]);
-    }
-    ck_assert_ptr_eq(follower.kernels[2], dispatch(ctx, "kinds rows=33", NULL));
-}
-END_TEST
-
-/* A kernel that was replaced still launches: somebody may be about to. */
-START_TEST(a_replaced_kernel_stays_usable)
-{
-    struct quern_spec spec = common_spec(ctx, "kinds rows=20 gain=2");
-    struct common_arrays set;
-    struct quern_kernel *old;
-    common_arrays_init(&set, ctx, &spec, dense, common_random(&seed));
-    assert_ok(ctx, quern_dispatch(ctx, &spec, set.arrays, &old));
-    put_winner(ctx, &spec, "kinds_cpu", "tile=2,add.unroll=1");
-    ck_assert_ptr_ne(old, dispatch(ctx, "kinds rows=20 gain=2", NULL));
-    assert_ok(ctx, quern_launch(ctx, old, &spec, set.arrays, NULL));
-    ck_assert(is_scaled(&set, 2));
-    common_arrays_fini(&set);
-}
-END_TEST
-
-struct meddler {
-    struct quern_context *ctx;
-    struct quern_spec spec;
-    int times;
-};
-
-/* Stores a winner while the heuristic's kernel is being built. */
-static void meddle(void *user, int level, const char *line)
-{
-    struct meddler *meddler = user;
-    (void)level;
-    if (strncmp(line, "compiled kinds", 14) || meddler->times++)
-        return;
-    put_winner(meddler->ctx, &meddler->spec, "kinds_cpu", "tile=32,add.unroll=1");
-}
-
-START_TEST(a_winner_stored_while_a_kernel_is_built_is_not_missed)
-{
-    struct meddler meddler = { 0 };
-    struct quern_options options = QUERN_OPTIONS_INIT;
-    options.log = meddle;
-    options.log_level = QUERN_LOG_INFO;
-    options.user = &meddler;
-    struct quern_context *logged = common_context(&options);
-    meddler.ctx = logged;
-    meddler.spec = common_spec(logged, "kinds rows=64");
-    struct quern_kernel *first = dispatch(logged, "kinds rows=64", NULL);
-    ck_assert_int_eq(meddler.times, 1);
-    ck_assert_int_eq(report_of(first).config_from, QUERN_CONFIG_HEURISTIC);
-    struct quern_kernel *second = dispatch(logged, "kinds rows=64", NULL);
-    ck_assert_int_eq(report_of(second).config_from, QUERN_CONFIG_TUNED);
-    ck_assert_ptr_eq(second, dispatch(logged, "kinds rows=64", NULL));
-    quern_context_destroy(logged);
-}
-END_TEST
-
-START_TEST(a_winner_serves_neighbours_and_an_illegal_row_serves_nobody)
-{
-    static const char *const bad[][2] = { { "kinds_cpu", "tile=13,add.unroll=1" },
-                                          { "kinds_cpu", "tile=65,add.unroll=1" },
-                                          { "kinds_cpu", "tile=-1" },
-                                          { "kinds_cpu", "height=3" },
-                                          { "kinds_cpu", "tile=8,tile=4" },
-                                          { "kinds_cpu", "\x01\xff" },
-                                          { "kinds_gone", "tile=4" } };
-    struct quern_spec spec = common_spec(ctx, "kinds rows=100");
-    for (size_t i = 0; i < sizeof(bad) / sizeof(bad[0]); i++) {
-        put_winner(ctx, &spec, bad[i][0], bad[i][1]);
-        struct quern_report report = report_of(dispatch(ctx, "kinds rows=100", NULL));
-        ck_assert_int_eq(report.config_from, QUERN_CONFIG_HEURISTIC);
-        ck_assert_str_eq(report.config, "tile=8,add.unroll=1");
-    }
-    put_winner(ctx, &spec, "kinds_cpu", "tile=16,add.unroll=1");
-    ck_assert_int_eq(report_of(dispatch(ctx, "kinds rows=100", NULL)).config_from,
-                     QUERN_CONFIG_TUNED);
-    struct quern_report near = report_of(dispatch(ctx, "kinds rows=200", NULL));
-    ck_assert_int_eq(near.config_from, QUERN_CONFIG_NEIGHBOUR);
-    ck_assert_str_eq(near.config, "tile=16,add.unroll=1");
-    ck_assert_int_eq(report_of(dispatch(ctx, "kinds rows=100000", NULL)).config_from,
-                     QUERN_CONFIG_HEURISTIC);
-    ck_assert_int_eq(report_of(dispatch(ctx, "kinds rows=100 cols=7", NULL)).config_from,
-                     QUERN_CONFIG_HEURISTIC);
-}
-END_TEST
-
-/* ---- Sealed, and without a compiler -------------------------------------------------------- */
-
-static struct quern_context *context_without_compiler(const char *cache, const char *mode)
-{
-    struct quern_options options = QUERN_OPTIONS_INIT;
-    options.cache = cache;
-    options.mode = mode;
-    options.clang = "/nonexistent/clang";
-    return common_context(&options);
-}
-
-/* The artifact key of the heuristic's kernel, as hexadecimal digits. */
-static void artifact_hex(struct quern_context *with, const char *text, char hex[QN_KEY_HEX])
-{
-    struct quern_spec spec = common_spec(with, text);
-    struct qn_bucket bucket = bucket_of(&spec);
-    const struct qn_build_request request = { .bucket = &bucket,
-                                              .target = &with->target,
-                                              .profile = &with->profile };
-    char **keys;
-    int count;
-    assert_ok(with, qn_unit_keys(with, &request, &keys, &count));
-    ck_assert_int_eq(count, 1);
-    qn_key_hex(keys[0], strlen(keys[0]), hex);
-    free(keys[0]);
-    free(keys);
-}
-
-static void hit_and_miss(const char *cache, const char *mode, int status)
-{
-    struct quern_context *bare = context_without_compiler(cache, mode);
-    struct quern_spec spec = common_spec(bare, "kinds rows=30 gain=2");
-    struct quern_spec missing = common_spec(bare, "kinds rows=30 order=down");
-    struct common_arrays set;
-    struct quern_kernel *kernel;
-    char hex[QN_KEY_HEX];
-    common_arrays_init(&set, bare, &spec, dense, common_random(&seed));
-    assert_ok(bare, quern_run(bare, &spec, set.arrays, NULL));
-    ck_assert(is_scaled(&set, 2));
-    assert_ok(bare, quern_dispatch(bare, &spec, set.arrays, &kernel));
-    ck_assert_int_eq(report_of(kernel).artifact, QUERN_FROM_DISK);
-    common_arrays_restore(&set);
-    common_arrays_keep(&set);
-    artifact_hex(bare, "kinds rows=30 order=down", hex);
-    assert_refused(bare, quern_run(bare, &missing, set.arrays, NULL), status,
-                   status == QUERN_SEALED ? hex : "clang=/nonexistent/clang");
-    ck_assert_int_lt(common_arrays_differ(&set), 0);
-    common_arrays_fini(&set);
-    quern_context_destroy(bare);
-}
-
-START_TEST(a_hit_needs_no_compiler_and_a_miss_names_what_is_missing)
-{
-    char *cache = common_scratch_path("sealed/quern.db");
-    struct quern_options options = QUERN_OPTIONS_INIT;
-    options.cache = cache;
-    struct quern_context *warm = common_context(&options);
-    dispatch(warm, "kinds rows=30 gain=2", NULL);
-    int64_t before = compiles(warm);
-    quern_context_destroy(warm);
-    hit_and_miss(cache, "sealed", QUERN_SEALED);
-    hit_and_miss(cache, NULL, QUERN_NO_COMPILER);
-
-    options.mode = "sealed"; /* with a compiler, too: it must not be run */
-    struct quern_context *sealed = common_context(&options);
-    struct quern_spec missing = common_spec(sealed, "kinds rows=30 order=down");
-    struct quern_kernel *kernel = NULL;
-    assert_refused(sealed, quern_dispatch(sealed, &missing, NULL, &kernel), QUERN_SEALED,
-                   "mode=sealed");
-    ck_assert_ptr_null(kernel);
-    ck_assert_int_eq(compiles(sealed), before);
-    quern_context_destroy(sealed);
-    free(cache);
-}
-END_TEST
-
-static int keep_key_text(void *user, const struct qn_artifact *artifact)
-{
-    *(char **)user = strdup(artifact->text);
-    return 1;
-}
-
-/* The cache's one artifact with other bytes under the same key: sound to the store. */
-static void replace_blob(struct quern_context *with)
-{
-    static const char bytes[] = "no object at all";
-    struct qn_artifact artifact;
-    char *text = NULL;
-    qn_artifact_each(with->store, "", keep_key_text, &text);
-    ck_assert_ptr_nonnull(text);
-    ck_assert_int_eq(qn_artifact_find(with->store, text, NULL, NULL, NULL, &artifact), QN_STORE_OK);
-    free(artifact.blob);
-    artifact.blob = strdup(bytes);
-    artifact.blob_bytes = sizeof(bytes);
-    ck_assert_int_eq(qn_artifact_put(with->store, &artifact), QN_STORE_OK);
-    qn_artifact_fini(&artifact);
-    free(text);
-}
-
-START_TEST(a_stored_artifact_that_does_not_load_is_made_again)
-{
-    char *cache = common_scratch_path("unloadable/quern.db");
-    struct quern_options options = QUERN_OPTIONS_INIT;
-    struct quern_report report;
-    options.cache = cache;
-    struct quern_context *first = common_context(&options);
-    dispatch(first, "kinds rows=3", NULL);
-    replace_blob(first);
-    quern_context_destroy(first);
-
-    for (int run = 0; run < 2; run++) {
-        struct quern_context *later = common_context(&options);
-        quern_kernel_report(dispatch(later, "kinds rows=3", NULL), &report);
-        ck_assert_int_eq(report.artifact, run ? QUERN_FROM_DISK : QUERN_FROM_COMPILER);
-        quern_context_destroy(later);
-    }
-
-    options.clang = "/nonexistent/clang"; /* nothing to make it again with: an error, no crash */
-    struct quern_context *bare = common_context(&options);
-    struct quern_spec spec = common_spec(bare, "kinds rows=3");
-    struct quern_kernel *kernel = NULL;
-    replace_blob(bare);
-    assert_refused(bare, quern_dispatch(bare, &spec, NULL, &kernel), QUERN_NO_COMPILER, "clang=");
-    ck_assert_ptr_null(kernel);
-    quern_context_destroy(bare);
-    free(cache);
-}
-END_TEST
-
-/* A compiler of another version, which notes that it was run. */
-static char *other_compiler(const char *ran)
-{
-    char *path = common_scratch_path("other/clang"), text[4096 + 512];
-    snprintf(text, sizeof(text),
-             "#!/bin/sh\necho >> '%s'\n"
-             "[ \"$1\" = --version ] && echo 'other clang version 19.99.9' && exit\n"
-             "exec %s \"$@\"\n",
-             ran, common_clang());
-    common_file_write(path, text);
-    chmod(path, 0700);
-    return path;
-}
-
-START_TEST(another_compiler_is_another_artifact_except_to_a_sealed_context_which_runs_none)
-{
-    char *cache = common_scratch_path("other/quern.db"), *ran = common_scratch_path("other/ran");
-    struct quern_options options = QUERN_OPTIONS_INIT;
-    options.cache = cache;
-    struct quern_context *first = common_context(&options);
-    dispatch(first, "kinds rows=3", NULL);
-    int64_t before = compiles(first);
-    quern_context_destroy(first);
-
-    char *clang = other_compiler(ran);
-    options.clang = clang;
-    options.mode = "sealed";
-    struct quern_context *sealed = common_context(&options);
-    ck_assert_int_eq(report_of(dispatch(sealed, "kinds rows=3", NULL)).artifact, QUERN_FROM_DISK);
-    quern_context_destroy(sealed);
-    ck_assert_int_ne(access(ran, F_OK), 0);
-
-    options.mode = NULL;
-    struct quern_context *other = common_context(&options);
-    ck_assert_int_eq(report_of(dispatch(other, "kinds rows=3", NULL)).artifact,
-                     QUERN_FROM_COMPILER);
-    ck_assert_int_eq(compiles(other), before + 1);
-    quern_context_destroy(other);
-    ck_assert_int_eq(access(ran, F_OK), 0);
-    free(clang), free(ran), free(cache);
-}
-END_TEST
-
-START_TEST(a_mode_that_does_not_exist_is_refused)
-{
-    struct quern_options options = QUERN_OPTIONS_INIT;
-    struct quern_context *bad;
-    options.cache = "";
-    options.mode = "seeled";
-    assert_refused(bad, quern_context_create(&options, &bad), QUERN_INVALID, "mode=seeled");
-    quern_context_destroy(bad);
-}
-END_TEST
-
-START_TEST(a_refused_dispatch_is_tried_again_and_may_then_succeed)
-{
-    char *cache = common_scratch_path("later/quern.db");
-    struct quern_context *bare = context_without_compiler(cache, NULL);
-    struct quern_spec spec = common_spec(bare, "kinds rows=6");
-    struct quern_kernel *kernel;
-    assert_refused(bare, quern_dispatch(bare, &spec, NULL, &kernel), QUERN_NO_COMPILER, "clang=");
-    struct quern_options options = QUERN_OPTIONS_INIT;
-    options.cache = cache;
-    struct quern_context *other = common_context(&options);
-    dispatch(other, "kinds rows=6", NULL);
-    quern_context_destroy(other);
-    assert_ok(bare, quern_dispatch(bare, &spec, NULL, &kernel));
-    quern_context_destroy(bare);
-    free(cache);
 }
 END_TEST
 
@@ -1111,16 +719,6 @@ static Suite *suite_make(void)
     tcase_add_test(tcase, a_copy_may_run_in_place);
     tcase_add_test(tcase, a_kernel_with_a_config_of_the_callers_is_found_again_and_by_nobody_else);
     tcase_add_test(tcase, null_arguments_are_refused_by_name_and_a_null_context_without_a_text);
-    tcase_add_test(tcase, a_new_winner_is_used_by_every_thread_at_its_next_call);
-    tcase_add_test(tcase, a_replaced_kernel_stays_usable);
-    tcase_add_test(tcase, a_winner_stored_while_a_kernel_is_built_is_not_missed);
-    tcase_add_test(tcase, a_winner_serves_neighbours_and_an_illegal_row_serves_nobody);
-    tcase_add_test(tcase, a_hit_needs_no_compiler_and_a_miss_names_what_is_missing);
-    tcase_add_test(tcase,
-                   another_compiler_is_another_artifact_except_to_a_sealed_context_which_runs_none);
-    tcase_add_test(tcase, a_stored_artifact_that_does_not_load_is_made_again);
-    tcase_add_test(tcase, a_mode_that_does_not_exist_is_refused);
-    tcase_add_test(tcase, a_refused_dispatch_is_tried_again_and_may_then_succeed);
     tcase_add_test(tcase, a_warm_dispatch_takes_less_than_a_microsecond);
     tcase_add_test(tcase, fifty_contexts_come_and_go_without_a_leak);
     tcase_add_test(tcase, a_context_that_failed_can_be_asked_why_and_destroyed);

@@ -31,8 +31,9 @@
  * as a block can hold most of m.
  *
  * ALGO_SMALL: few rows, bandwidth-bound. A grid block owns MR rows (all of them, usually) by NC
- * columns and reads b once, unpacked: NR dot products side by side for [n,k]; for [k,n], eight rows
- * of b at a time into an f32 accumulator row that stays in L1.
+ * columns and reads b once, unpacked: NR dot products side by side for [n,k], or with AMX tiles
+ * whose left factor is b; for [k,n], eight rows of b at a time into an f32 accumulator row that
+ * stays in L1.
  *
  * SPLIT_K > 1: blocks write f32 sums to partial[SPLIT_K][batch][m][n]; gemm_reduce adds them in
  * the order of the shares and finishes. All is deterministic: no result depends on who ran first.
@@ -116,6 +117,10 @@
 #include "common/cpu/dtype.h"
 #define IS_PAIRED (BF16_PAIRS && A_DTYPE == DT_BF16 && B_DTYPE == DT_BF16)
 #include "common/cpu/dot_units.h"
+#include "common/cpu/pack_units.h"
+#if AMX
+#include "common/cpu/amx.h"
+#endif
 #include "gemm/gemm_args.h"
 
 #define ROUND_UP(x, to) (((x) + (to)-1) / (to) * (to))

@@ -30,7 +30,7 @@ static const struct quern_knob knobs[] = {
     [NR] = { "nr", 1, 64, "columns of a register tile" },
     [MC] = { "mc", 0, 1024, "rows of a block; 0 where algo=1" },
     [NC] = { "nc", 16, 8192, "columns of a block" },
-    [KC] = { "kc", 0, 8192, "k that a block packs at a time; 0 where algo=1" },
+    [KC] = { "kc", 0, 8192, "k that a block packs at a time; 0 where algo=1 amx=0" },
 };
 
 #define MAX_STACK_BYTES (2 << 20)
@@ -77,6 +77,8 @@ static int supports(const struct quern_problem *problem)
 static int64_t stack_bytes(const int32_t *config)
 {
     int64_t panels = config[PACK_B] ? 0 : (int64_t)config[NC] * 64;
+    if (config[ALGO] == SMALL && config[AMX]) /* out, sums, a_panel */
+        return (int64_t)config[NC] * 128 + (int64_t)config[KC] * 32;
     if (config[ALGO] == SMALL)
         return (int64_t)config[MR] * config[NC] * 4;
     return 4 *
@@ -116,12 +118,30 @@ static int is_workspace_ok(const struct values *v, const int32_t *config)
            (config[SPLIT_K] == 1 || partial < MAX_WORKSPACE_BYTES);
 }
 
+/* Few rows by AMX tiles. */
+static int legal_small_amx(int is_nt, const int32_t *config, struct quern_message *why)
+{
+    if (!is_nt)
+        return quern_refuse(why, "config amx=1: must be 0 where algo=1 and layout=nn");
+    if (config[MR] != 16 || (config[NR] != 16 && config[NR] != 32))
+        return quern_refuse(why, "config mr=%d nr=%d: must be 16, and 16 or 32, where algo=1 amx=1",
+                            config[MR], config[NR]);
+    if (config[NC] % config[NR])
+        return quern_refuse(why, "config nc=%d: must be a multiple of nr=%d", config[NC],
+                            config[NR]);
+    if (!config[KC] || config[KC] % 32)
+        return quern_refuse(why, "config kc=%d: must be a multiple of 32", config[KC]);
+    return QUERN_OK;
+}
+
 static int legal_small(const struct machine *machine, int is_nt, const int32_t *config,
                        struct quern_message *why)
 {
     int registers = config[MR] * config[NR] + config[NR] + 1;
-    if (config[AMX] || config[PACK_B] || config[MC] || config[KC])
-        return quern_refuse(why, "config algo=1: amx, pack_b, mc and kc must be 0");
+    if (config[PACK_B] || config[MC] || (config[KC] && !config[AMX]))
+        return quern_refuse(why, "config algo=1: pack_b and mc must be 0, and kc where amx=0");
+    if (config[AMX])
+        return legal_small_amx(is_nt, config, why);
     if (config[MR] > 16)
         return quern_refuse(why, "config mr=%d: must be at most 16 where algo=1", config[MR]);
     if (!is_nt && config[NR] != 1)
@@ -221,11 +241,29 @@ static int choose_split(const struct quern_problem *problem, int64_t blocks)
     return split;
 }
 
+/* At least 128 columns, since every block packs all of a; k is split before they get fewer. */
+static void guess_small_amx(const struct quern_problem *problem, int32_t *config)
+{
+    const struct values *v = values_of(problem->bucket);
+    config[ALGO] = SMALL;
+    config[AMX] = config[BF16_PAIRS] = 1;
+    config[MR] = config[NR] = 16;
+    config[NC] = choose_nc(problem, gemm_ceil_div(v->m, 16), 512, 16);
+    config[NC] = config[NC] < 128 ? 128 : config[NC];
+    config[KC] = 4096;
+    config[SPLIT_K] =
+        choose_split(problem, gemm_ceil_div(v->m, 16) * gemm_ceil_div(v->n, config[NC]) * v->batch);
+}
+
 static void guess_small(const struct quern_problem *problem, int32_t *config)
 {
     const struct values *v = values_of(problem->bucket);
     struct machine machine = machine_of(problem);
     int is_nt = v->layout == 0;
+    if (is_nt && machine.has_amx && v->m > 4) {
+        guess_small_amx(problem, config);
+        return;
+    }
     int rows = min_int(v->m ? v->m : 1, is_nt ? 8 : 16);
     int columns = is_nt ? min_int((machine.registers - 1) / (rows + 1), 4) : 1;
     int step = is_nt ? 16 * columns : 16;
@@ -276,6 +314,16 @@ static void choose_packed_tile(const struct machine *machine, const struct value
         config[MR]--;
 }
 
+/* The same for [n,k] that a block packs as it goes, few rows: 16 columns at a time are read as 16
+ * streams without a break, 32 are not, which costs more than the wider tile saves. */
+static void choose_streamed_tile(const struct machine *machine, int64_t m, int32_t *config)
+{
+    if (machine->has_amx && m <= 128)
+        config[NR] = 16;
+    else if (!machine->has_amx && m > 8 && m < 64)
+        config[MR] = config[NR] = 16;
+}
+
 static void guess_tiled(const struct quern_problem *problem, int32_t *config)
 {
     const struct values *v = values_of(problem->bucket);
@@ -287,6 +335,8 @@ static void guess_tiled(const struct quern_problem *problem, int32_t *config)
     choose_tile(&machine, v->m, config);
     if (v->packed)
         choose_packed_tile(&machine, v, config);
+    else if (v->layout == 0 && machine.lanes == 16)
+        choose_streamed_tile(&machine, v->m, config);
 
     /* Packing b first costs a trip through memory: worth it from two blocks of rows on. */
     config[PACK_B] = v->m >= 512 || v->packed;
@@ -309,7 +359,7 @@ static int is_small_better(const struct quern_problem *problem)
 {
     const struct values *v = values_of(problem->bucket);
     int has_amx = machine_of(problem).has_amx;
-    return !v->packed && v->m <= (v->layout ? (has_amx ? 8 : 16) : (has_amx ? 4 : 8));
+    return !v->packed && v->m <= (v->layout ? (has_amx ? 8 : 16) : (has_amx ? 16 : 8));
 }
 
 static void heuristic(const struct quern_problem *problem, int32_t *config)
@@ -334,21 +384,21 @@ struct change {
 };
 
 static const struct change tiled_changes[] = {
-    { PACK_B, 0, -1, 0 },      { PACK_B, 1, -1, 0 }, { KC, 512, -1, 0 },  { KC, 1024, -1, 0 },
-    { KC, 256, -1, 0 },        { KC, 2048, -1, 0 },  { KC, 4096, -1, 0 }, { NC, 64, -1, 0 },
-    { NC, 128, -1, 0 },        { NC, 256, -1, 0 },   { NC, 512, -1, 0 },  { NC, 1024, -1, 0 },
-    { MC, 112, -1, 0 },        { MC, 128, -1, 0 },   { MC, 224, -1, 0 },  { MC, 256, -1, 0 },
-    { MC, 512, -1, 0 },        { MR, 12, MC, 96 },   { MR, 8, MC, 96 },   { MR, 6, NR, 64 },
-    { MR, 16, NR, 16 },        { MR, 16, NR, 32 },   { MR, 32, NR, 32 },  { SPLIT_K, 2, -1, 0 },
-    { BF16_PAIRS, 0, AMX, 0 }, { AMX, 0, MR, 8 },
+    { PACK_B, 0, -1, 0 }, { NR, 16, -1, 0 },     { NR, 32, -1, 0 },         { PACK_B, 1, -1, 0 },
+    { KC, 512, -1, 0 },   { KC, 1024, -1, 0 },   { KC, 256, -1, 0 },        { KC, 2048, -1, 0 },
+    { KC, 4096, -1, 0 },  { NC, 64, -1, 0 },     { NC, 128, -1, 0 },        { NC, 256, -1, 0 },
+    { NC, 512, -1, 0 },   { NC, 1024, -1, 0 },   { MC, 112, -1, 0 },        { MC, 128, -1, 0 },
+    { MC, 224, -1, 0 },   { MC, 256, -1, 0 },    { MC, 512, -1, 0 },        { MR, 12, MC, 96 },
+    { MR, 8, MC, 96 },    { MR, 6, NR, 64 },     { MR, 16, NR, 16 },        { MR, 16, NR, 32 },
+    { MR, 32, NR, 32 },   { SPLIT_K, 2, -1, 0 }, { BF16_PAIRS, 0, AMX, 0 }, { AMX, 0, MR, 8 },
 };
 
 static const struct change small_changes[] = {
-    { NR, 2, -1, 0 },         { NR, 4, -1, 0 },         { NR, 8, -1, 0 },
-    { NR, 3, NC, 48 },        { NC, 32, -1, 0 },        { NC, 128, -1, 0 },
-    { NC, 256, -1, 0 },       { NC, 1024, -1, 0 },      { NC, 2048, -1, 0 },
-    { BF16_PAIRS, 0, -1, 0 }, { BF16_PAIRS, 1, -1, 0 }, { SPLIT_K, 2, -1, 0 },
-    { SPLIT_K, 4, -1, 0 },
+    { NR, 2, -1, 0 },         { NR, 4, -1, 0 },      { NR, 8, -1, 0 },
+    { NR, 16, -1, 0 },        { NR, 32, -1, 0 },     { NR, 3, NC, 48 },
+    { NC, 32, -1, 0 },        { NC, 128, -1, 0 },    { NC, 256, -1, 0 },
+    { NC, 1024, -1, 0 },      { NC, 2048, -1, 0 },   { BF16_PAIRS, 0, -1, 0 },
+    { BF16_PAIRS, 1, -1, 0 }, { SPLIT_K, 2, -1, 0 }, { SPLIT_K, 4, -1, 0 },
 };
 
 static int add_changes(const int32_t *guess, const struct change *changes, int change_count,

@@ -2,6 +2,7 @@
  * out[MR][NC]. b is read once, in order, and never stored; a and out stay in the cache.
  *
  *   [n,k]   NR columns at a time: MR x NR accumulators that run along k, added up at the end
+ *   AMX     [n,k] of bf16, 16 rows of a: gemm_small_amx.h
  *   [k,n]   STEP_K rows of b at a time, along n: out += a[:, p..] b[p.., :], STEP_K terms for each
  *           load and store of out
  *
@@ -19,7 +20,11 @@ INLINE const void *a_at(const struct gemm_args *args, const struct block *block,
     return element(A_DTYPE, block->a, row * args->a_row_stride + p);
 }
 
-#if B_IS_NK
+#if AMX
+
+#include "gemm/gemm_small_amx.h"
+
+#elif B_IS_NK
 
 #define AHEAD (2048 / DT_SIZE(B_DTYPE)) /* elements: 1.5 to 4 KB do about as well, 0.5 KB less */
 

@@ -1,7 +1,8 @@
 /* Choosing a config for a bucket, best knowledge first:
  *   1. given      the request names it
  *   2. tuned      this bucket's winner
- *   3. neighbour  the winner of the nearest bucket that shares everything but dynamic parameters
+ *   3. neighbour  the winner of an adjacent bucket that shares everything but dynamic parameters,
+ *                 where it is not just the heuristic's choice there
  *   4. heuristic  the first variant that supports the problem, by its own model
  * What comes from text, also from the store, must pass bounds and the variant's legality; a stored
  * row that does not is passed over.
@@ -17,8 +18,8 @@
 #include "jit/winners.h"
 
 /* A neighbour further away than this, in factors of two summed over the dynamic parameters, says
- * less than the heuristic does. */
-#define NEIGHBOUR_REACH 2.5
+ * less than the heuristic does: one row and four want different kernels. */
+#define NEIGHBOUR_REACH 1.0
 
 struct quern_problem qn_problem_of(const struct qn_build_request *request)
 {
@@ -88,46 +89,86 @@ static int choose_row(const struct qn_build_request *request, const struct qn_tu
     return QUERN_OK;
 }
 
-/* How far a row's bucket lies from the request's: the sum over dynamic parameters of |log2 ratio|,
- * read from its key text. */
-static double row_distance(const struct quern_spec *bucket, const char *text)
+/* The bucket that a row of the request's group was tuned for, read from its key text. */
+static int row_bucket(const struct qn_build_request *request, const char *text,
+                      struct qn_bucket *bucket)
 {
-    double distance = 0;
-    for (int i = 0; i < bucket->family->param_count; i++) {
-        const struct quern_param *param = &bucket->family->params[i];
+    const struct quern_family *family = request->bucket->spec.family;
+    *bucket = *request->bucket;
+    for (int i = 0; i < family->param_count; i++) {
+        const struct quern_param *param = &family->params[i];
         char name[80];
         if (param->param_class != QUERN_DYNAMIC && param->param_class != QUERN_HINT)
             continue;
         snprintf(name, sizeof(name), "\n%s=", param->name);
         const char *line = strstr(text, name);
-        double there = line ? strtod(line + strlen(name), NULL) : 0;
-        distance += fabs(log2(there + 1) - log2((double)bucket->values[i] + 1));
+        if (!line)
+            return QUERN_MISS;
+        bucket->spec.values[i] = strtoll(line + strlen(name), NULL, 10);
+    }
+    return QUERN_OK;
+}
+
+/* The sum over the dynamic parameters of |log2 ratio|. */
+static double bucket_distance(const struct quern_spec *a, const struct quern_spec *b)
+{
+    double distance = 0;
+    for (int i = 0; i < a->family->param_count; i++) {
+        double here = fmax((double)a->values[i], 0.5), there = fmax((double)b->values[i], 0.5);
+        enum quern_param_class class = a->family->params[i].param_class;
+        if (class == QUERN_DYNAMIC || class == QUERN_HINT)
+            distance += fabs(log2(here / there));
     }
     return distance;
+}
+
+/* The row's winner is what the heuristic would have taken there: tuning taught nothing, and for
+ * another bucket the heuristic knows better. */
+static bool is_heuristic(const struct qn_build_request *there, const struct qn_choice *choice)
+{
+    const struct quern_problem problem = qn_problem_of(there);
+    const struct quern_variant *first = NULL;
+    int32_t config[QUERN_MAX_KNOBS];
+    for (int i = 0; there->bucket->spec.family->variants[i] && !first; i++) {
+        if (qn_variant_usable(there, there->bucket->spec.family->variants[i]))
+            first = there->bucket->spec.family->variants[i];
+    }
+    if (first != choice->variant)
+        return false;
+    first->heuristic(&problem, config);
+    return !memcmp(config, choice->config, (size_t)first->knob_count * sizeof(*config));
 }
 
 struct search {
     const struct qn_build_request *request;
     struct qn_choice *choice;
     double distance;
+    bool is_found;
 };
 
 static int visit_neighbour(void *user, const struct qn_tuned *row)
 {
     struct search *search = user;
     struct qn_choice choice = *search->choice;
-    double distance = row_distance(&search->request->bucket->spec, row->text);
-    if (distance < search->distance && choose_row(search->request, row, &choice) == QUERN_OK) {
-        *search->choice = choice;
-        search->distance = distance;
-    }
+    struct qn_build_request there = *search->request;
+    struct qn_bucket bucket;
+    if (row_bucket(search->request, row->text, &bucket))
+        return 0;
+    there.bucket = &bucket;
+    double distance = bucket_distance(&search->request->bucket->spec, &bucket.spec);
+    if (distance > search->distance || (distance == search->distance && search->is_found) ||
+        choose_row(search->request, row, &choice) || is_heuristic(&there, &choice))
+        return 0;
+    *search->choice = choice;
+    search->distance = distance;
+    search->is_found = true;
     return 0;
 }
 
 static int choose_stored(struct quern_context *ctx, const struct qn_build_request *request,
                          struct qn_choice *choice)
 {
-    struct search search = { request, choice, NEIGHBOUR_REACH };
+    struct search search = { request, choice, NEIGHBOUR_REACH, false };
     struct qn_tuned row;
     char *text = NULL, *group = NULL;
     int status = QUERN_MISS;
@@ -142,7 +183,7 @@ static int choose_stored(struct quern_context *ctx, const struct qn_build_reques
     }
     if (status) {
         qn_winner_each(ctx, group, visit_neighbour, &search);
-        if (search.distance < NEIGHBOUR_REACH) {
+        if (search.is_found) {
             choice->from = QUERN_CONFIG_NEIGHBOUR;
             status = QUERN_OK;
         }

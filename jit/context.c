@@ -223,6 +223,15 @@ static int options_read_words(struct quern_context *ctx)
     return qn_fail(ctx, QUERN_INVALID, "QUERN_LOG=%s: must be off, warn, info or debug", level);
 }
 
+static int options_check_dump(struct quern_context *ctx)
+{
+    static const char letters[] = "bcpekax";
+    const char *dump = ctx->options.dump;
+    if (dump && strspn(dump, letters) != strlen(dump))
+        return qn_fail(ctx, QUERN_INVALID, "dump=%s: must be letters of %s", dump, letters);
+    return QUERN_OK;
+}
+
 static int options_check_templates(struct quern_context *ctx)
 {
     struct stat status;
@@ -243,6 +252,7 @@ static int options_read(struct quern_context *ctx, const struct quern_options *o
     QN_TRY(options_read_cache(ctx));
     QN_TRY(options_read_words(ctx));
     QN_TRY(options_check_templates(ctx));
+    QN_TRY(options_check_dump(ctx));
     if (!ctx->options.alloc != !ctx->options.free)
         return qn_fail(ctx, QUERN_INVALID, "options.alloc and options.free: give both or neither");
     if (ctx->options.threads < 0)

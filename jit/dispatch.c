@@ -316,7 +316,9 @@ int qn_kernel_accepts(const struct quern_kernel *kernel, const struct quern_spec
     }
     for (int i = 0; i < family->array_count; i++) {
         if (bucket.alignment[i] < kernel->bucket.alignment[i])
-            return quern_refuse(why, "%s: aligned to %d bytes; the kernel was prepared for %d",
+            return quern_refuse(why,
+                                "%s: its base and strides are multiples of %d bytes, and the "
+                                "kernel was prepared for multiples of %d: prepare with the arrays",
                                 family->arrays[i].name, bucket.alignment[i],
                                 kernel->bucket.alignment[i]);
     }

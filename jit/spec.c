@@ -180,8 +180,11 @@ static bool is_listed(const struct quern_param *param, int64_t value)
 
 static int refuse_word(const struct quern_param *param, int64_t value, struct quern_message *why)
 {
-    return quern_refuse(why, "%s=%lld: must be one of: %s", param->name, (long long)value,
-                        param->domain);
+    if (param->kind == QUERN_DTYPE && value >= 0 && value < QUERN_DTYPE_COUNT)
+        return quern_refuse(why, "%s=%s: must be one of: %s", param->name,
+                            quern_dtype_name((int)value), param->domain);
+    return quern_refuse(why, "%s=%lld: must be one of: %s (as a number: an index from 0)",
+                        param->name, (long long)value, param->domain);
 }
 
 /* The value lies in the parameter's domain, however it got there. */
@@ -438,6 +441,23 @@ static uint8_t alignment_class(const struct quern_array *array, size_t element_b
     return (uint8_t)(bits & -bits);
 }
 
+/* Without arrays: as if they were dense on a 16-byte boundary. */
+static uint8_t alignment_of(const struct quern_spec *spec, const struct quern_array *arrays,
+                            int index)
+{
+    struct quern_shape shape;
+    spec->family->shape(spec, index, &shape);
+    if (shape.role == QUERN_ABSENT)
+        return 16;
+    if (arrays && arrays[index].rank)
+        return alignment_class(&arrays[index], quern_dtype_bytes(shape.dtype));
+    /* Dense: every outer stride is a multiple of the innermost extent. */
+    const struct quern_array dense = { .data = arrays ? arrays[index].data : NULL,
+                                       .rank = shape.rank > 1 ? 2 : 1,
+                                       .strides = { shape.rank ? shape.dims[shape.rank - 1] : 1 } };
+    return alignment_class(&dense, quern_dtype_bytes(shape.dtype));
+}
+
 void qn_bucket_make(const struct quern_spec *spec, const struct quern_array *arrays,
                     struct qn_bucket *bucket)
 {
@@ -453,23 +473,8 @@ void qn_bucket_make(const struct quern_spec *spec, const struct quern_array *arr
         if (family->params[i].kind == QUERN_REAL)
             bucket->spec.values[i] = real_bits(isnan(real_of(spec->values[i])) ? NAN : 1.0);
     }
-    for (int i = 0; i < family->array_count; i++) {
-        struct quern_shape shape;
-        bucket->alignment[i] = 16;
-        if (!arrays || !arrays[i].data)
-            continue;
-        family->shape(spec, i, &shape);
-        if (shape.role == QUERN_ABSENT)
-            continue;
-        bucket->alignment[i] = alignment_class(&arrays[i], quern_dtype_bytes(shape.dtype));
-        if (!arrays[i].rank && shape.rank > 1) {
-            /* Dense: every outer stride is a multiple of the innermost extent. */
-            struct quern_array dense = { .data = arrays[i].data,
-                                         .rank = 2,
-                                         .strides = { shape.dims[shape.rank - 1], 1 } };
-            bucket->alignment[i] = alignment_class(&dense, quern_dtype_bytes(shape.dtype));
-        }
-    }
+    for (int i = 0; i < family->array_count; i++)
+        bucket->alignment[i] = alignment_of(spec, arrays, i);
 }
 
 bool qn_bucket_equal(const struct qn_bucket *a, const struct qn_bucket *b)

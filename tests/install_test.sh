@@ -9,7 +9,8 @@ tree=$root$prefix
 check "make install" make install B="$build_name" DESTDIR="$root" PREFIX=$prefix
 
 for file in bin/quern lib/libquern.a lib/libquern.so lib/libquern.so.0 include/quern.h \
-    include/quern/family.h include/quern/gemm.h lib/pkgconfig/quern.pc share/doc/quern/LICENSE; do
+    include/quern/family.h include/quern/gemm.h lib/pkgconfig/quern.pc share/doc/quern/LICENSE \
+    share/doc/quern/docs/CLI.md share/doc/quern/examples/gemm.c; do
     check "$file is installed" test -e "$tree/$file"
 done
 check "the soname is libquern.so.0" grep -q 'SONAME.*\[libquern\.so\.0\]' \
@@ -25,6 +26,13 @@ tests/header_program.sh > "$scratch/program.c"
 check "the program of quern.h builds with pkg-config" cc "$scratch/program.c" \
     -o "$scratch/program" $(pkg-config --cflags --libs quern)
 check "it runs" env LD_LIBRARY_PATH="$tree/lib" "$scratch/program"
+cd "$tree/share/doc/quern/examples" || exit 1 # as docs/ADDING_A_FAMILY.md says
+# shellcheck disable=SC2046
+check "the example plugin builds with pkg-config" cc -shared -fPIC -I. plugin_scale.c \
+    -o "$scratch/scale.so" $(pkg-config --cflags --libs quern)
+cd "$OLDPWD" || exit 1
+check "the installed command runs it" "$tree/bin/quern" run scale n=1000 factor=3 --check \
+    --plugin "$scratch/scale.so" --device cpu
 mv "$root" "$scratch/moved"
 check "the installed command finds its library" env -u LD_LIBRARY_PATH \
     "$scratch/moved$prefix/bin/quern" --version

@@ -314,7 +314,7 @@ static const struct {
     { "rows=300", "rows", false },
     { "rows=0", "rows", false },
     { "rows=100 longest=17", "longest", false },
-    { "rows=100 cols=9", "cols", true },
+    { "rows=100 cols=12", "cols", true },
     { "rows=100 dtype=f64", "dtype", true },
     { "rows=100 order=both", "order", true },
     { "rows=100 accumulate=1", "accumulate", true },

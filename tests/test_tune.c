@@ -329,7 +329,7 @@ START_TEST(a_winner_that_the_cache_cannot_take_serves_its_context)
     ck_assert_int_eq(tuning.result.is_reused, 1);
     ck_assert_str_eq(tuning.result.best.config, "kind=0,work=0");
 
-    tuning.spec = common_spec(tuning.ctx, "mill m=64");
+    tuning.spec = common_spec(tuning.ctx, "mill m=32");
     assert_serves(&tuning, QUERN_CONFIG_NEIGHBOUR, "kind=0,work=0");
     tuning_close(&tuning);
     tuning_open(&tuning, &options, "mill m=16"); /* it was the context's alone */

@@ -66,6 +66,14 @@ class CommandCase(unittest.TestCase):
     def path(cls, name):
         return os.path.join(cls.folder, name)
 
+    def clang(self, name, body):
+        """A compiler that behaves badly."""
+        path = self.path(name)
+        with open(path, "w") as stream:
+            stream.write(f"#!/bin/sh\n{body}\n")
+        os.chmod(path, 0o755)
+        return path
+
     def quern(self, *words, code=0, **environment):
         done = subprocess.run(
             [BINARY, *map(str, words)],
@@ -97,11 +105,14 @@ class VerbsTest(CommandCase):
 
     def test_version_and_help(self):
         self.assertRegex(self.quern("--version").stdout, r"^quern \d+\.\d+\.\d+\n$")
+        self.assertEqual(self.quern("version").stdout, self.quern("--version").stdout)
         overview = self.quern("--help").stdout
+        self.assertEqual(self.quern("help").stdout, overview)
         for verb in "doctor families gen build run tune cache".split():
             self.assertIn(f"\n  {verb} ", overview)
             own = self.quern(verb, "--help").stdout
             self.assertIn(f"quern {verb}", own)
+            self.assertEqual(self.quern("help", verb).stdout, own)
             for option in "cache device variant config device-profile plugin json".split():
                 self.assertIn(f"--{option}", own)
 
@@ -113,6 +124,11 @@ class VerbsTest(CommandCase):
         if facts["cuda"]["usable"] == "no":
             self.assertTrue(facts["cuda"]["reason"])
         self.assertIn("cuda", self.quern("doctor").stdout)
+
+    def test_doctor_says_what_a_missing_compiler_means(self):
+        note = "only kernels that are in the cache can run"
+        self.assertNotIn(note, self.quern("doctor").stdout)
+        self.assertIn(note, self.quern("doctor", QUERN_CLANG="/nowhere").stdout)
 
     def test_doctor_helps_where_the_cache_cannot_be_used(self):
         done = self.quern("doctor", "--json", "--cache", self.folder, code=1)
@@ -271,6 +287,30 @@ class TuneTest(CommandCase):
         self.assertIs(tuned["check"]["ok"], True)
         winners = [row["family"] for row in self.json("cache", "ls")["tuned"]]
         self.assertEqual(winners.count("gemm"), 1)
+
+    def test_the_reason_of_each_failed_candidate_is_told(self):
+        once = self.clang(
+            "once",
+            f"""case "$*" in *--version*) exec clang-19 "$@" ;; esac
+            mkdir {self.path("used")} && exec clang-19 "$@"
+            cat > /dev/null; echo out of luck >&2; exit 1""",
+        )
+        words = ["tune", *self.spec, "--max-configs", "4", "--device", "cpu", "--cache", ""]
+        done = self.quern(*words, "-v", QUERN_CLANG=once)
+        failed = int(re.search(r"(\d+) failed, ", done.stdout).group(1))
+        self.assertGreaterEqual(failed, 1)
+        told = [line for line in done.stderr.splitlines() if line.startswith("quern: rejected ")]
+        self.assertEqual(len(told), failed, done.stderr)
+        for line in told:
+            self.assertRegex(line, "gemm_cpu .*algo=.*: .*[a-z]")
+
+    @unittest.skipUnless(np, "needs NumPy")
+    def test_arrays_that_are_not_of_the_bound_are_said_to_be_unused(self):
+        for n, count in ((1000, 1), (1024, 0)):
+            np.save(self.path("x.npy"), np.ones(n, "<f4"))
+            words = ["copy", f"n={n}", "--in", "x=x.npy", "--max-configs", "2", "--force"]
+            out = self.quern("tune", *words, "--device", "cpu").stdout
+            self.assertEqual(out.count("your arrays were not used"), count, out)
 
     def test_a_bar_is_drawn_only_on_a_terminal(self):
         words = ["tune", "copy", "n=1000", "--max-configs", "2", "--device", "cpu"]
@@ -529,7 +569,8 @@ class BadWordsTest(RefusalCase):
         self.refuse(1, "key=" + 32 * "0", "cache", "show", 32 * "0")
         self.refuse(2, "word=more", "cache", "ls", "more")
         self.refuse(2, "word=more", "families", "gemm", "more")
-        self.refuse(2, "family", "cache", "explain")
+        self.refuse(2, "as in quern cache explain gemm m=", "cache", "explain")
+        self.refuse(2, "verb=nosuch", "help", "nosuch")
 
     def test_options(self):
         self.refuse(2, "option=--itres", "run", *SMALL, "--itres", "3")
@@ -590,14 +631,6 @@ class BadWordsTest(RefusalCase):
             os.chmod(self.path("mute.db"), 0)
             self.refuse(1, "cache=", "run", *SMALL, "--cache", self.path("mute.db"))
 
-    def clang(self, name, body):
-        """A compiler that behaves badly."""
-        path = self.path(name)
-        with open(path, "w") as stream:
-            stream.write(f"#!/bin/sh\n{body}\n")
-        os.chmod(path, 0o755)
-        return path
-
     def refuse_compile(self, expected, lines=1, **environment):
         """The miss is counted, so the cache's bytes change; what is stored must not."""
         spec = "gemm m=5 n=7 k=11 a=f16 b=f16 d=f16".split()  # not in the cache
@@ -638,8 +671,10 @@ class BadArraysTest(RefusalCase):
         self.refuse(2, "must be one of: ", "run", *SMALL, "--in", "q=x.npy")
         self.refuse(2, "array=x.npy", "run", *SMALL, "--in", "x.npy")
         self.refuse(2, "array=a=", "run", *SMALL, "--in", "a=")
-        self.refuse(2, "d is not an input", "run", *SMALL, "--in", "d=good.npy")
-        self.refuse(2, "bias is not an input", "run", *SMALL, "--in", "bias=good.npy")
+        role = "d is an output here; it is read only where its role is INOUT (accumulate ? "
+        self.refuse(2, role, "run", *SMALL, "--in", "d=good.npy")
+        self.refuse(2, "bias is absent here", "run", *SMALL, "--in", "bias=good.npy")
+        self.refuse(2, "a is an input and is never written", "run", *SMALL, "--out", "a=y.npy")
         self.refuse(2, "a is not an output", "run", *SMALL, "--out", "a=y.npy")
         self.refuse(2, "d=y.txt", "run", *SMALL, "--out", "d=y.txt")
         self.refuse_a("given twice", "good.npy", "--in", "a=good.npy", code=2)

@@ -183,6 +183,26 @@ START_TEST(a_winner_serves_neighbours_and_an_illegal_row_serves_nobody)
 }
 END_TEST
 
+static int config_from(const char *text)
+{
+    return kinds_report(kinds_dispatch(ctx, text, NULL)).config_from;
+}
+
+START_TEST(a_winner_that_taught_nothing_or_lies_far_away_serves_no_neighbour)
+{
+    struct quern_spec near = common_spec(ctx, "kinds rows=100");
+    struct quern_spec far = common_spec(ctx, "kinds rows=2000");
+    put_winner(ctx, &near, "kinds_cpu", "tile=8,add.unroll=1"); /* as the heuristic has it */
+    put_winner(ctx, &far, "kinds_cpu", "tile=16,add.unroll=1");
+    ck_assert_int_eq(config_from("kinds rows=100"), QUERN_CONFIG_TUNED);
+    ck_assert_int_eq(config_from("kinds rows=200"), QUERN_CONFIG_HEURISTIC);
+    ck_assert_int_eq(config_from("kinds rows=4000"), QUERN_CONFIG_NEIGHBOUR);
+    ck_assert_int_eq(config_from("kinds rows=1000"), QUERN_CONFIG_NEIGHBOUR);
+    ck_assert_int_eq(config_from("kinds rows=8000"), QUERN_CONFIG_HEURISTIC);
+    ck_assert_int_eq(config_from("kinds rows=500"), QUERN_CONFIG_HEURISTIC);
+}
+END_TEST
+
 /* ---- Sealed, and without a compiler -------------------------------------------------------- */
 
 static struct quern_context *context_without_compiler(const char *cache, const char *mode)
@@ -395,6 +415,7 @@ static Suite *suite_make(void)
     tcase_add_test(tcase, a_replaced_kernel_stays_usable);
     tcase_add_test(tcase, a_winner_stored_while_a_kernel_is_built_is_not_missed);
     tcase_add_test(tcase, a_winner_serves_neighbours_and_an_illegal_row_serves_nobody);
+    tcase_add_test(tcase, a_winner_that_taught_nothing_or_lies_far_away_serves_no_neighbour);
     tcase_add_test(tcase, a_hit_needs_no_compiler_and_a_miss_names_what_is_missing);
     tcase_add_test(tcase,
                    another_compiler_is_another_artifact_except_to_a_sealed_context_which_runs_none);

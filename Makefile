@@ -49,14 +49,13 @@ LIB_OBJECTS := $(LIB_SOURCES:%.c=$(B)/obj/%.o) \
 TOOL_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(filter-out tools/gen_% tools/embed%,\
 	$(wildcard tools/*.c)))
 TOOL_MODULES := $(filter-out %/quern.o,$(TOOL_OBJECTS)) # what a suite may test: all but main()
-EXAMPLES := $(patsubst %.c,$(B)/%,$(wildcard examples/*.c))
+EXAMPLES := $(patsubst %.c,$(B)/%,$(filter-out examples/plugin_%,$(wildcard examples/*.c)))
 BENCHES := $(patsubst %.c,$(B)/%,$(wildcard bench/*.c))
 SUITES := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 GPU_SUITES := $(patsubst %.c,$(B)/%,$(wildcard tests/gpu/test_*.c))
-PLUGINS := $(patsubst %.c,$(B)/%.so,$(wildcard tests/plugin_*.c))
+PLUGINS := $(patsubst examples/%.c,$(B)/tests/%.so,$(wildcard examples/plugin_*.c))
 # Every other tests/*.c is shared by the suites.
-SUITE_COMMON := $(patsubst %.c,$(B)/obj/%.o,$(filter-out tests/test_% tests/plugin_%,\
-	$(wildcard tests/*.c)))
+SUITE_COMMON := $(patsubst %.c,$(B)/obj/%.o,$(filter-out tests/test_%,$(wildcard tests/*.c)))
 SCRIPTS := $(wildcard tests/*_test.sh tests/*_test.py)
 FORMATTED = $(shell find include jit cache templates tools bench examples tests \
 	-name '*.[ch]' -o -name '*.cu' -o -name '*.cuh')
@@ -114,6 +113,7 @@ compile = @mkdir -p $(@D); echo "  CC      $@"; \
 link = @mkdir -p $(@D); echo "  LINK    $@"; $(if $(V),set -x;) $(CC) $(QN_CFLAGS) $(LDFLAGS) -o $@
 
 $(B)/obj/templates/%.o $(B)/obj/tests/%.o: QN_CPPFLAGS += -Itemplates -I$(B)/gen
+$(B)/obj/examples/%.o: QN_CPPFLAGS += -Iexamples
 $(B)/obj/gen/%.o: $(B)/gen/%.c $(B)/gen/flags | $(HEADERS)
 	$(compile)
 $(B)/obj/%.o: %.c $(B)/gen/flags | $(HEADERS) $(B)/gen/all_cases.def
@@ -137,7 +137,7 @@ $(EXAMPLES) $(BENCHES): $(B)/%: $(B)/obj/%.o $(B)/libquern.so
 $(SUITES) $(GPU_SUITES): $(B)/%: $(B)/obj/%.o $(SUITE_COMMON) $(TOOL_MODULES) $(B)/libquern.a
 	$(link) -rdynamic $< $(SUITE_COMMON) $(TOOL_MODULES) -Wl,--whole-archive $(B)/libquern.a \
 	-Wl,--no-whole-archive $(LIBS) $(TOOL_LIBS) $(CHECK_LIBS)
-$(PLUGINS): $(B)/%.so: $(B)/obj/%.o
+$(PLUGINS): $(B)/tests/%.so: $(B)/obj/examples/%.o
 	$(link) -shared $<
 
 , := ,
@@ -178,8 +178,7 @@ format-check: ## fail if `make format` would change something or a line is over 
 	@! LC_ALL=C.UTF-8 grep -nE '.{101}' $(FORMATTED)
 
 install: all $(B)/installed/quern ## install below PREFIX (/usr/local); DESTDIR is honoured
-	install -d $(addprefix $(DESTDIR),$(BINDIR) $(LIBDIR)/pkgconfig $(INCLUDEDIR)/quern \
-		$(PREFIX)/share/doc/quern)
+	install -d $(addprefix $(DESTDIR),$(BINDIR) $(LIBDIR)/pkgconfig $(INCLUDEDIR)/quern)
 	install $(B)/installed/quern $(DESTDIR)$(BINDIR)/quern
 	install -m 644 $(B)/$(SONAME) $(DESTDIR)$(LIBDIR)/libquern.so.$(VERSION)
 	ln -sf libquern.so.$(VERSION) $(DESTDIR)$(LIBDIR)/$(SONAME)
@@ -187,7 +186,9 @@ install: all $(B)/installed/quern ## install below PREFIX (/usr/local); DESTDIR 
 	install -m 644 $(B)/libquern.a $(DESTDIR)$(LIBDIR)/
 	install -m 644 include/quern.h $(DESTDIR)$(INCLUDEDIR)/
 	install -m 644 include/quern/*.h $(HEADERS) $(DESTDIR)$(INCLUDEDIR)/quern/
-	install -m 644 LICENSE README.md $(DESTDIR)$(PREFIX)/share/doc/quern/
+	install -m 644 -Dt $(DESTDIR)$(PREFIX)/share/doc/quern LICENSE README.md
+	install -m 644 -Dt $(DESTDIR)$(PREFIX)/share/doc/quern/docs docs/*
+	install -m 644 -Dt $(DESTDIR)$(PREFIX)/share/doc/quern/examples examples/*
 	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|' \
 		-e 's|@VERSION@|$(VERSION)|' quern.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/quern.pc
 

@@ -219,10 +219,21 @@ static int find_array(const struct array_set *set, const char *text, int *index,
                                    set->family.name, name, verdict, known);
 }
 
-static int refuse_role(const struct array_set *set, int index, const char *text, const char *what)
+/* What the array is here, and what its role, an expression of the parameters, would have to be. */
+static int refuse_role(const struct array_set *set, int index, const char *text, int is_read)
 {
-    return complain(EXIT_USAGE, "%s: %s is not %s of this spec; its role is: %s", text,
-                    set->family.arrays[index].name, what, set->family.arrays[index].role);
+    static const char *const kinds[] = { [QUERN_ABSENT] = "absent",
+                                         [QUERN_IN] = "an input",
+                                         [QUERN_OUT] = "an output",
+                                         [QUERN_INOUT] = "an input and an output" };
+    const char *name = set->family.arrays[index].name, *role = set->family.arrays[index].role;
+    const char *kind = kinds[set->shapes[index].role], *verb = is_read ? "read" : "written";
+    const char *roles = is_read ? strstr(role, "INOUT") ? "INOUT" : "IN" : "OUT or INOUT";
+
+    if (!strchr(role, '?')) /* no parameter changes it */
+        return complain(EXIT_USAGE, "%s: %s is %s and is never %s", text, name, kind, verb);
+    return complain(EXIT_USAGE, "%s: %s is %s here; it is %s only where its role is %s (%s)", text,
+                    name, kind, verb, roles, role);
 }
 
 static int check_in(const struct array_set *set, const char *text, const char *places[])
@@ -236,7 +247,7 @@ static int check_in(const struct array_set *set, const char *text, const char *p
         return complain(EXIT_USAGE, "%s: %s is given twice, must be given once", text,
                         set->family.arrays[index].name);
     if (set->shapes[index].role != QUERN_IN && set->shapes[index].role != QUERN_INOUT)
-        return refuse_role(set, index, text, "an input");
+        return refuse_role(set, index, text, 1);
     places[index] = place;
     return EXIT_DONE;
 }
@@ -250,7 +261,7 @@ static int check_out(const struct array_set *set, const char *text)
     if (code)
         return code;
     if (set->shapes[index].role != QUERN_OUT && set->shapes[index].role != QUERN_INOUT)
-        return refuse_role(set, index, text, "an output");
+        return refuse_role(set, index, text, 0);
     size_t length = strlen(place);
     if (length < 5 || strcmp(place + length - 4, ".npy"))
         return complain(EXIT_USAGE, "%s: must be a file whose name ends in .npy", text);

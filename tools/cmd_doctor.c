@@ -46,6 +46,12 @@ static int open_somehow(struct session *session, const struct args *args, char c
     return status ? session_fail(session, status) : code;
 }
 
+/* Its version is a fact only of a compiler that was found and ran. */
+static int lacks_compiler(const json_t *cpu)
+{
+    return json_object_get(cpu, "clang") && !json_object_get(cpu, "clang_version");
+}
+
 static void print_facts(const json_t *facts)
 {
     const char *name;
@@ -56,6 +62,8 @@ static void print_facts(const json_t *facts)
         printf("\n%s\n", sections[i]);
         json_object_foreach(json_object_get(facts, sections[i]), name, value)
             printf("  %-12s %s\n", name, json_string_value(value));
+        if (i == 0 && lacks_compiler(json_object_get(facts, sections[i])))
+            printf("  %-12s no compiler: only kernels that are in the cache can run\n", "note");
     }
 }
 

@@ -10,6 +10,7 @@
 #include "progress.h"
 
 #include <stdio.h>
+#include <string.h>
 
 struct tune {
     struct session session;
@@ -17,11 +18,25 @@ struct tune {
     struct array_set set;
     struct progress progress;
     struct quern_tune_result result;
+    int slow; /* of the failed candidates, those that were only slow */
 };
 
+/* A candidate was tried, or (no variant) another process is waited for. */
 static int show_progress(void *user, const struct quern_tune_progress *state)
 {
-    progress_update(user, state);
+    struct tune *tune = user;
+    const struct args *args = tune->session.args;
+    int is_failure = *state->variant && strcmp(state->outcome, "ok");
+
+    if (is_failure && !strncmp(state->outcome, "slow", 4))
+        tune->slow++;
+    /* With -vv the library's log has a line for every candidate. */
+    if (is_failure && args->verbosity == 1 && !args_has(args, OPTION_quiet)) {
+        progress_clear(&tune->progress);
+        fprintf(stderr, "quern: rejected %s %s: %s\n", state->variant, state->config,
+                state->outcome);
+    }
+    progress_update(&tune->progress, state);
     return 0;
 }
 
@@ -38,7 +53,7 @@ static int search(struct tune *tune, int has_arrays)
     options.force = args_has(args, OPTION_force);
     options.seed = (uint64_t)args->seed;
     options.progress = show_progress;
-    options.user = &tune->progress;
+    options.user = tune;
     progress_init(&tune->progress, args_has(args, OPTION_quiet), args->budget_s);
     tune->session.progress = &tune->progress;
     int status = quern_tune(tune->session.ctx, &request, &options, &tune->result);
@@ -76,8 +91,10 @@ static void print_entry(const char *name, const struct quern_tune_entry *entry)
 static void print_text(const struct tune *tune)
 {
     const struct quern_tune_result *result = &tune->result;
-    char size[HUMAN_BYTES];
+    char size[HUMAN_BYTES], slow[32] = "";
 
+    if (tune->slow)
+        snprintf(slow, sizeof(slow), " (%d only slow)", tune->slow);
     human_size(result->scratch_bytes, size);
     printf("%s\n", result->bucket);
     print_entry("best", &result->best);
@@ -86,9 +103,11 @@ static void print_text(const struct tune *tune)
     } else {
         print_entry("heuristic", &result->heuristic);
         printf("  speedup    %.2f over the heuristic\n", result->speedup);
-        printf("  searched   %d candidates, %d failed, in %.1f s, with %s of private buffers\n",
-               result->candidates, result->failed, result->seconds, size);
+        printf("  searched   %d candidates, %d failed%s, in %.1f s, with %s of private buffers\n",
+               result->candidates, result->failed, slow, result->seconds, size);
     }
+    if (result->is_drawn)
+        printf("  note       your arrays were not used: their sizes are not the bucket's bound\n");
     for (int i = 0; i < tune->session.args->out_count; i++)
         printf("  wrote      %s\n", tune->session.args->out[i]);
 }

@@ -59,13 +59,24 @@ static const struct verb *find_verb(const char *name)
     return NULL;
 }
 
+static int is_word(const struct args *args, const char *word)
+{
+    return args->word_count && !strcmp(args->words[0], word);
+}
+
 static int dispatch(const struct args *args)
 {
     const struct verb *verb;
 
-    if (args_has(args, OPTION_version)) {
+    if (args_has(args, OPTION_version) || is_word(args, "version")) {
         printf("quern %s\n", quern_version());
         return EXIT_DONE;
+    }
+    if (is_word(args, "help")) { /* quern help VERB is quern VERB --help */
+        struct args rest = *args;
+        rest.words++, rest.word_count--;
+        rest.given |= 1u << OPTION_help;
+        return dispatch(&rest);
     }
     if (!args->word_count) {
         if (!args_has(args, OPTION_help))

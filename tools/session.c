@@ -142,8 +142,9 @@ int session_spec(struct session *session, int first, struct quern_spec *spec)
     uint32_t given = 0;
 
     if (first >= args->word_count)
-        return complain(EXIT_USAGE, "family: must be given, as in quern %s gemm m=512 n=512 k=512",
-                        args->words[0]);
+        return complain(EXIT_USAGE,
+                        "family: must be given, as in quern %s%s gemm m=512 n=512 k=512",
+                        args->words[0], first > 1 ? " explain" : "");
     int code = init_spec(session, args->words[first], spec);
     for (int i = first + 1; !code && i < args->word_count; i++)
         code = set_param(session, spec, args->words[i], &given);

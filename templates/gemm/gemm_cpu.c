@@ -28,7 +28,7 @@
  * of any NR that divides its panels read it where it lies. The layout depends on the width and on
  * what a unit is (dot_units.h), and on nothing else. Without PACK_B a block packs what it needs
  * when it needs it: that reads b once per MC rows and writes nothing to memory, and wins as long
- * as a block can hold most of m.
+ * as a block can hold most of m; with AMX, where memory is the limit, up to several blocks.
  *
  * ALGO_SMALL: few rows, bandwidth-bound. A grid block owns MR rows (all of them, usually) by NC
  * columns and reads b once, unpacked: NR dot products side by side for [n,k], or with AMX tiles

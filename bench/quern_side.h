@@ -11,6 +11,7 @@
 
 #include "bench/contest.h"
 #include <quern.h>
+#include <quern/tune.h>
 
 struct quern_side {
     struct quern_context *ctx;

@@ -15,6 +15,7 @@
 
 #include <quern.h>
 #include <quern/family.h>
+#include <quern/tune.h>
 
 #include "cache/store.h"
 #include "jit/backend.h"

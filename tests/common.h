@@ -6,6 +6,7 @@
 
 #include <check.h>
 #include <quern.h>
+#include <quern/tune.h>
 
 /* Fails the test with the library's own text. */
 #define assert_ok(ctx, expression)                                                                 \

@@ -232,7 +232,7 @@ static void family_reset(void)
     X(params[KINDS_ORDER].domain = "", "order=0: must be one of")                                  \
     X(params[KINDS_DTYPE].domain = NULL, "dtype: a domain of words goes with CHOICE and DTYPE")    \
     X(params[KINDS_DTYPE].domain = "f32 f31", "dtype: f31 is no dtype")                            \
-    X(params[KINDS_DTYPE].default_value = QUERN_I8, "dtype=i8: must be one of: f64 f32")            \
+    X(params[KINDS_DTYPE].default_value = QUERN_I8, "dtype=i8: must be one of: f64 f32")           \
     X(params[KINDS_ORDER].default_value = 3, "order=3: must be one of: up down both")              \
     X(params[KINDS_BIASED].default_value = 2, "biased=2: must be 0 or 1")                          \
     X(params[KINDS_LONGEST].default_value = 0, "longest=0: must be from 1")                        \

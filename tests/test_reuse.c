@@ -1,5 +1,5 @@
-/* From one context and process to the next: new winners, sealed contexts, other compilers, artifacts
- * that do not load. jit/choose.c, jit/build.c, jit/dispatch.c. */
+/* From one context and process to the next: new winners, sealed contexts, other compilers,
+ * artifacts that do not load. jit/choose.c, jit/build.c, jit/dispatch.c. */
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>

@@ -2,7 +2,7 @@
 #ifndef TOOLS_PROGRESS_H
 #define TOOLS_PROGRESS_H
 
-#include <quern.h>
+#include <quern/tune.h>
 
 struct progress {
     int is_shown;

@@ -5,6 +5,7 @@
 #include "args.h"
 
 #include <quern.h>
+#include <quern/tune.h>
 
 struct progress;
 

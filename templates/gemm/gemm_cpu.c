@@ -117,7 +117,9 @@
 #include "common/cpu/dtype.h"
 #define IS_PAIRED (BF16_PAIRS && A_DTYPE == DT_BF16 && B_DTYPE == DT_BF16)
 #include "common/cpu/dot_units.h"
+#if ALGO == ALGO_TILED || AMX
 #include "common/cpu/pack_units.h"
+#endif
 #if AMX
 #include "common/cpu/amx.h"
 #endif

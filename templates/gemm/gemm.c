@@ -50,20 +50,12 @@ static int validate(const struct quern_spec *spec, struct quern_message *why)
     return gemm_check_panel("packed", width, (int)v->b, why);
 }
 
-static int64_t power_of_two_above(int64_t x)
-{
-    int64_t power = 1;
-    while (power < x)
-        power *= 2;
-    return power;
-}
-
 /* m and batch vary from call to call; n and k are a layer's, few and worth tuning exactly. */
 static void bucket(struct quern_spec *spec)
 {
     struct values *v = (struct values *)(void *)spec->values;
-    v->m = power_of_two_above(v->m);
-    v->batch = power_of_two_above(v->batch);
+    v->m = quern_power_of_two_above(v->m);
+    v->batch = quern_power_of_two_above(v->batch);
 }
 
 /* splitmix64: a number from -1 to 1 for element `index` of a stream. */

@@ -27,7 +27,7 @@ struct run {
     struct results results;
     int threads, is_quick, is_json;
     const char *only;
-    char directory[64];
+    char directory[256];
     double core_s[ROWS_CLASSES]; /* of the core types tried: the shortest call */
     char core[ROWS_CLASSES][32]; /* and its name; "": OpenBLAS's own choice */
     char trial[32];              /* the one being tried */
@@ -588,9 +588,10 @@ int main(int argc, char **argv)
         return usage(stderr, 2);
     talk = run->is_json ? stderr : stdout;
     run->threads = default_threads();
-    snprintf(run->directory, sizeof run->directory, "/tmp/quern-bench-XXXXXX");
+    const char *scratch = getenv("TMPDIR") ? getenv("TMPDIR") : P_tmpdir;
+    snprintf(run->directory, sizeof run->directory, "%s/quern-bench-XXXXXX", scratch);
     if (!mkdtemp(run->directory)) {
-        perror("cpu_peers: /tmp");
+        fprintf(stderr, "cpu_peers: TMPDIR=%s: no folder can be made there\n", scratch);
         return 1;
     }
     set_environment(run);

@@ -13,9 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-/* ---- .npy
- * ----------------------------------------------------------------------------------
- */
+/* ---- .npy ------------------------------------------------------------------------------------ */
 
 /* A file made of version, header text and `data_bytes` bytes that count up.
  * Returns its size. */
@@ -213,17 +211,15 @@ START_TEST(npy_write_refuses_what_is_not_a_file_and_leaves_nothing)
     ck_assert_int_eq(npy_write("/dev/null", QUERN_F32, 1, dims, &one, why), -1);
     ck_assert_ptr_nonnull(strstr(why, "not a regular file"));
     ck_assert_int_eq(npy_write("/tmp", QUERN_F32, 1, dims, &one, why), -1);
-    ck_assert_int_eq(npy_write("/nonexistent/x.npy", QUERN_F32, 1, dims, &one, why), -1);
+    ck_assert_int_eq(npy_write("/proc/self/none/x.npy", QUERN_F32, 1, dims, &one, why), -1);
     ck_assert_ptr_nonnull(strstr(why, "No such file"));
-    ck_assert_int_eq(npy_check_place("/nonexistent/x.npy", why), -1);
+    ck_assert_int_eq(npy_check_place("/proc/self/none/x.npy", why), -1);
     ck_assert_int_eq(npy_check_place("/x.npy/", why), -1);
     ck_assert_int_eq(npy_check_place("/tmp/x.npy", why), 0);
 }
 END_TEST
 
-/* ---- safetensors
- * ---------------------------------------------------------------------------
- */
+/* ---- safetensors ----------------------------------------------------------------------------- */
 
 static size_t make_safetensors(unsigned char *file, const char *header, size_t data_bytes)
 {
@@ -318,9 +314,7 @@ START_TEST(safetensors_every_truncation_is_refused)
 }
 END_TEST
 
-/* ---- Numbers
- * -------------------------------------------------------------------------------
- */
+/* ---- Numbers --------------------------------------------------------------------------------- */
 
 static uint32_t encoded(int dtype, double value)
 {

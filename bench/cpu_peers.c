@@ -27,7 +27,7 @@ struct run {
     struct results results;
     int threads, is_quick, is_json;
     const char *only;
-    char directory[256];
+    char directory[64];
     double core_s[ROWS_CLASSES]; /* of the core types tried: the shortest call */
     char core[ROWS_CLASSES][32]; /* and its name; "": OpenBLAS's own choice */
     char trial[32];              /* the one being tried */
@@ -589,8 +589,8 @@ int main(int argc, char **argv)
     talk = run->is_json ? stderr : stdout;
     run->threads = default_threads();
     const char *scratch = getenv("TMPDIR") ? getenv("TMPDIR") : P_tmpdir;
-    snprintf(run->directory, sizeof run->directory, "%s/quern-bench-XXXXXX", scratch);
-    if (!mkdtemp(run->directory)) {
+    int length = snprintf(run->directory, sizeof run->directory, "%s/quern-bench-XXXXXX", scratch);
+    if (length >= (int)sizeof run->directory || !mkdtemp(run->directory)) {
         fprintf(stderr, "cpu_peers: TMPDIR=%s: no folder can be made there\n", scratch);
         return 1;
     }

@@ -63,7 +63,7 @@ struct quern_target {
 
 /* What choices depend on beyond the target. Zero: unknown. */
 struct quern_profile {
-    char name[96];
+    char name[128];
     int cores;          /* CPU: threads that execute a grid; CUDA: SMs */
     int64_t l1_bytes;   /* CPU: data cache of a core; CUDA: shared memory a block may have */
     int64_t l2_bytes;   /* CPU: of a core; CUDA: of the device */

@@ -111,10 +111,13 @@ struct said {
 
 static void keep_line(void *user, int level, const char *line)
 {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* builder threads speak, too */
     struct said *said = user;
     (void)level;
+    pthread_mutex_lock(&lock);
     said->bytes +=
         (size_t)snprintf(said->text + said->bytes, sizeof(said->text) - said->bytes, "%s\n", line);
+    pthread_mutex_unlock(&lock);
     ck_assert_uint_lt(said->bytes, sizeof(said->text));
 }
 

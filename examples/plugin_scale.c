@@ -24,7 +24,7 @@ SCALE_ARGS;
 
 /* Steps and #includes name a source by its path. */
 static const struct quern_source sources[] = {
-    { "scale/scale_args.h", "#include \"common/cpu/types.h\"\n" TEXT(SCALE_ARGS) ";\n" },
+    { "scale/scale_args.h", "#include \"common/types.h\"\n" TEXT(SCALE_ARGS) ";\n" },
     { "scale/scale_cpu.c",
       "#include \"scale_args.h\"\n"
       "void scale_main(const struct scale_args *args, uint32_t x, uint32_t y, uint32_t z)\n"

@@ -24,7 +24,8 @@ struct qn_compile_result {
     void *blob;
     size_t blob_bytes;
     char *log;    /* the compiler's messages, also on failure */
-    char *report; /* "registers=.. spills=.. shared=.."; "" if the compiler reports nothing */
+    char *report; /* a line an entry: "entry=NAME registers=N spills=BYTES shared=BYTES"; "" if the
+                     compiler reports nothing */
 };
 void qn_compile_result_fini(struct qn_compile_result *result);
 
@@ -34,6 +35,7 @@ enum qn_grid_order { QN_GRID_PARALLEL, QN_GRID_FORWARD, QN_GRID_REVERSE };
 
 struct qn_backend_options {
     const char *clang; /* NULL: search */
+    const char *nvrtc; /* libnvrtc's file; NULL: search */
     int ordinal;       /* device number; -1: to compile only, no device need be there */
     int threads;       /* 0: default */
     void (*log)(void *user, int level, const char *line);
@@ -45,6 +47,7 @@ struct qn_backend_options {
 };
 
 struct qn_device; /* a backend opened on one device */
+struct qn_recording;
 
 struct qn_backend {
     const char *name; /* "cpu" */
@@ -76,11 +79,18 @@ struct qn_backend {
     void (*unload)(struct qn_device *device, struct qn_module *module);
     int (*function)(struct qn_device *device, struct qn_module *module, const char *entry,
                     struct qn_function **function, struct quern_message *why);
-    /* Run the plan's steps in order; functions[i] is step i's (NULL for a memset). */
+    /* Run the plan's steps in order; functions[i] is step i's (NULL for a memset). Tensor maps are
+     * encoded into launch's args. */
     int (*launch)(struct qn_device *device, const struct quern_plan *plan,
-                  struct qn_function *const *functions, const struct quern_launch *launch,
-                  void *stream, enum qn_grid_order order, struct quern_message *why);
+                  struct qn_function *const *functions, struct quern_launch *launch, void *stream,
+                  enum qn_grid_order order, struct quern_message *why);
     int (*synchronize)(struct qn_device *device, void *stream, struct quern_message *why);
+    /* Non-zero while work on the stream is being captured into a graph: nothing may be compiled,
+     * loaded or allocated then. */
+    int (*is_capturing)(struct qn_device *device, void *stream);
+    /* 0 if a kernel may be given `data`; else QUERN_INVALID and what it is instead ("host memory",
+     * "memory of cuda:1"). Cheap enough for every call. */
+    int (*check_pointer)(struct qn_device *device, const void *data, struct quern_message *why);
 
     /* Device memory, 256-byte aligned (CPU: page-aligned from 1 MiB up). NULL when out. */
     void *(*alloc)(struct qn_device *device, size_t bytes, void *stream);
@@ -91,8 +101,16 @@ struct qn_backend {
 
     /* Launch once and say how long it took on the device. */
     int (*time_launch)(struct qn_device *device, const struct quern_plan *plan,
-                       struct qn_function *const *functions, const struct quern_launch *launch,
+                       struct qn_function *const *functions, struct quern_launch *launch,
                        void *stream, double *nanoseconds, struct quern_message *why);
+    /* `count` launches recorded once (a CUDA graph), and run again and again: replay says how long
+     * all of them together took. NULL where single launches time as well (CPU). */
+    int (*record)(struct qn_device *device, const struct quern_plan *plan,
+                  struct qn_function *const *functions, struct quern_launch *launches, int count,
+                  struct qn_recording **recording, struct quern_message *why);
+    int (*replay)(struct qn_device *device, struct qn_recording *recording, double *nanoseconds,
+                  struct quern_message *why);
+    void (*forget)(struct qn_device *device, struct qn_recording *recording);
 
     /* Facts for quern doctor, also when the device cannot be opened (device NULL). */
     void (*doctor)(const struct qn_backend_options *options, struct qn_device *device,
@@ -101,6 +119,6 @@ struct qn_backend {
                    void *user);
 };
 
-extern const struct qn_backend qn_backend_cpu;
+extern const struct qn_backend qn_backend_cpu, qn_backend_cuda;
 
 #endif

@@ -4,7 +4,7 @@
  *     #define BN 128
  *     # 1 "gemm/gemm_cpu.c"              the template, unchanged, with each #include "..." replaced
  *     ...                                by the file it names, between line markers
- *     # 1 "common/cpu/types.h"
+ *     # 1 "common/types.h"
  *     ...
  *     # 9 "gemm/gemm_cpu.c"
  *

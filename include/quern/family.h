@@ -21,10 +21,13 @@
 extern "C" {
 #endif
 
-#define QUERN_FAMILY_ABI 2
+#define QUERN_FAMILY_ABI 3
 #define QUERN_MAX_KNOBS 32
 #define QUERN_MAX_DEFINES 64
 #define QUERN_ARGS_BYTES 1024
+#define QUERN_MAX_MAPS 4
+#define QUERN_MAP_BYTES 128
+#define QUERN_MAP_RANK 5
 #define QUERN_SIZE_MAX (INT64_C(1) << 40) /* no SIZE parameter may exceed it */
 
 /* Why something was refused: one line. */
@@ -61,14 +64,21 @@ struct quern_target {
     char sm_suffix;   /* CUDA: 'a' for architecture-specific code, else 0 */
 };
 
-/* What choices depend on beyond the target. Zero: unknown. */
+/* What choices depend on beyond the target. Zero: unknown. Rates are what is sustained, not what a
+ * datasheet promises. */
 struct quern_profile {
     char name[128];
-    int cores;          /* CPU: threads that execute a grid; CUDA: SMs */
-    int64_t l1_bytes;   /* CPU: data cache of a core; CUDA: shared memory a block may have */
-    int64_t l2_bytes;   /* CPU: of a core; CUDA: of the device */
-    int64_t l3_bytes;   /* CPU: of the package */
-    double memory_gbps; /* sustained read + write */
+    enum quern_device_kind kind;
+    int sm;               /* CUDA: 80, 90, ... as in the target */
+    int cores;            /* CPU: threads that execute a grid; CUDA: SMs */
+    int64_t l1_bytes;     /* CPU: data cache of a core; CUDA: shared memory a block may have */
+    int64_t l2_bytes;     /* CPU: of a core; CUDA: of the device */
+    int64_t l3_bytes;     /* CPU: of the package */
+    double memory_gbps;   /* read + write */
+    double l2_gbps;       /* CUDA: read, all SMs together */
+    double tensor_tflops; /* CUDA: bf16 tensor cores, f32 sums */
+    double f32_tflops;    /* CUDA: FMA */
+    double launch_us;     /* CUDA: what one more kernel in a stream costs at least */
 };
 
 /* A spec's bucket on a place: what variants decide from. */
@@ -96,8 +106,10 @@ struct quern_step {
     int define_count;
     struct quern_define defines[QUERN_MAX_DEFINES];
     uint32_t threads[3];   /* CUDA: block dimensions */
-    uint32_t cluster[3];   /* CUDA: 0: none */
+    uint32_t cluster[3];   /* CUDA: blocks of a cluster; all 0: none. The grid is a multiple */
     uint32_t shared_bytes; /* CUDA: dynamic shared memory */
+    int is_programmatic;   /* CUDA, sm_90 up: may start before the kernel ahead of it in the stream
+                              has ended; it waits for that one itself (griddepcontrol.wait) */
 };
 
 struct quern_plan {
@@ -120,11 +132,28 @@ QUERN_API void quern_step_define_config(struct quern_step *step,
 
 /* ---- A launch: a plan made concrete for one call ------------------------------------------- */
 
+/* A tensor map for TMA (CUDA, sm_90 up), as cuTensorMapEncodeTiled takes it: the backend encodes it
+ * into the step's args at launch, 128 bytes at a multiple of 64. Its limits (16-byte base and
+ * strides, box sides up to 256, an inner box side of at most `swizzle` bytes) are checked there.
+ * What lies outside dims is read as zero and not written. */
+struct quern_tensor_map {
+    const void *data;
+    uint32_t args_offset;
+    int dtype; /* enum quern_dtype */
+    int rank;
+    int swizzle;                     /* bytes: 0 (none), 32, 64, 128 */
+    int64_t dims[QUERN_MAP_RANK];    /* elements, innermost first */
+    int64_t strides[QUERN_MAP_RANK]; /* elements, innermost first: strides[0] is 1 */
+    int32_t box[QUERN_MAP_RANK];     /* elements, innermost first */
+};
+
 struct quern_step_launch {
     uint32_t grid[3];    /* any 0: the step is skipped. CPU: a block is entry(args, x, y, z) */
     uint32_t args_bytes; /* CUDA: args is the kernel's single by-value parameter */
     void *memset_data;   /* QUERN_STEP_MEMSET: what is set to zero, and how much */
     int64_t memset_bytes;
+    int map_count; /* set to 0 by QUERN_BIND; then quern_step_map() adds */
+    struct quern_tensor_map maps[QUERN_MAX_MAPS];
     __attribute__((aligned(64))) unsigned char args[QUERN_ARGS_BYTES];
 };
 
@@ -153,10 +182,21 @@ struct quern_binding {
         QUERN_STATIC_ASSERT(sizeof(args_struct) <= QUERN_ARGS_BYTES, "arguments too large");       \
         __builtin_memcpy((step_launch)->args, &(args_struct), sizeof(args_struct));                \
         (step_launch)->args_bytes = sizeof(args_struct);                                           \
+        (step_launch)->map_count = 0;                                                              \
         (step_launch)->grid[0] = (uint32_t)(x);                                                    \
         (step_launch)->grid[1] = (uint32_t)(y);                                                    \
         (step_launch)->grid[2] = (uint32_t)(z);                                                    \
     } while (0)
+
+/* One more tensor map of the step, zeroed, to be filled in by the caller; after QUERN_BIND. */
+static inline struct quern_tensor_map *quern_step_map(struct quern_step_launch *step,
+                                                      uint32_t args_offset)
+{
+    struct quern_tensor_map *map = &step->maps[step->map_count++];
+    __builtin_memset(map, 0, sizeof(*map));
+    map->args_offset = args_offset;
+    return map;
+}
 
 /* ---- Variants ------------------------------------------------------------------------------ */
 

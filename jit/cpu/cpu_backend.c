@@ -174,7 +174,7 @@ static int run_memset(const struct quern_step_launch *step, const char *name,
 }
 
 static int cpu_launch(struct qn_device *device, const struct quern_plan *plan,
-                      struct qn_function *const *functions, const struct quern_launch *launch,
+                      struct qn_function *const *functions, struct quern_launch *launch,
                       void *stream, enum qn_grid_order order, struct quern_message *why)
 {
     int status = 0;
@@ -203,6 +203,22 @@ static int cpu_synchronize(struct qn_device *device, void *stream, struct quern_
     return 0;
 }
 
+static int cpu_is_capturing(struct qn_device *device, void *stream)
+{
+    (void)device;
+    (void)stream;
+    return 0;
+}
+
+/* Any address may be a kernel's: what is mapped is not known without trying. */
+static int cpu_check_pointer(struct qn_device *device, const void *data, struct quern_message *why)
+{
+    (void)device;
+    (void)data;
+    (void)why;
+    return 0;
+}
+
 static double now_ns(void)
 {
     struct timespec now;
@@ -211,7 +227,7 @@ static double now_ns(void)
 }
 
 static int cpu_time_launch(struct qn_device *device, const struct quern_plan *plan,
-                           struct qn_function *const *functions, const struct quern_launch *launch,
+                           struct qn_function *const *functions, struct quern_launch *launch,
                            void *stream, double *nanoseconds, struct quern_message *why)
 {
     double start = now_ns();
@@ -384,6 +400,8 @@ const struct qn_backend qn_backend_cpu = {
     .function = cpu_function,
     .launch = cpu_launch,
     .synchronize = cpu_synchronize,
+    .is_capturing = cpu_is_capturing,
+    .check_pointer = cpu_check_pointer,
     .alloc = cpu_alloc,
     .free = cpu_free,
     .copy = cpu_copy,

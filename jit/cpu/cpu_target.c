@@ -316,6 +316,7 @@ void qn_cpu_profile_detect(int threads, struct quern_profile *profile)
     char model[64], l2[24], l3[24];
 
     memset(profile, 0, sizeof *profile);
+    profile->kind = QUERN_CPU;
     profile->cores = threads;
     profile->l1_bytes = cache_bytes(1);
     profile->l2_bytes = cache_bytes(2);

@@ -2,7 +2,7 @@
 #ifndef COPY_ARGS_H
 #define COPY_ARGS_H
 
-#include "common/cpu/types.h"
+#include "common/types.h"
 
 struct copy_args {
     const void *x;

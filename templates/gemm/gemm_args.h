@@ -3,7 +3,7 @@
  * of the packed b in bytes. Those of the batch may be 0: shared weights. */
 #ifndef QN_GEMM_ARGS_H
 #define QN_GEMM_ARGS_H
-#include "common/cpu/types.h"
+#include "common/types.h"
 
 struct gemm_args {
     int64_t m, n, k, batch;

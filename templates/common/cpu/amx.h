@@ -7,7 +7,7 @@
  * (arch_prctl XTILEDATA), which the library asks for before it loads such an object. */
 #ifndef QN_CPU_AMX_H
 #define QN_CPU_AMX_H
-#include "common/cpu/types.h"
+#include "common/types.h"
 
 #define TILE_ROWS 16
 #define TILE_UNITS 16 /* 32-bit units in a tile row */

@@ -9,7 +9,7 @@
  * The *_any types are for memory: element alignment only, and they may alias anything. */
 #ifndef QN_CPU_VEC_H
 #define QN_CPU_VEC_H
-#include "common/cpu/types.h"
+#include "common/types.h"
 
 #if defined(__AVX512F__)
 #define VW 16

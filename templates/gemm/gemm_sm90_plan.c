@@ -1,0 +1,502 @@
+/* gemm on Hopper, host side: which configs are legal, which is likely best, the plan and the
+ * arguments of a launch. gemm_sm90.cu says what the kernel does.
+ *
+ *     plan        one step, no workspace: shares of k meet within a cluster
+ *     workers     SMs x blocks; each works on tile after tile, unless split_k > 1: then a cluster
+ *                 has one tile
+ *
+ * The model. A tile's step of 64 along k costs a block the longest of
+ *     tensor cores     bm bn / 32 cycles (4096 flop a cycle and SM)
+ *     shared memory    wgmma reads 64 rows of P and all of Q for every 64 rows: 128 bytes a cycle
+ *     L2               both tiles, a shared one by half: l2_gbps over all SMs
+ * A tile adds what its first bytes take and what its epilogue takes; the call takes as many rounds
+ * of tiles as the workers need, at least what its bytes take from memory, and a launch. The clock is
+ * the one at which the profile's tensor_tflops were sustained. What is memory-bound is judged by
+ * the bytes that the workers have in flight: memory needs about 1.3 us x memory_gbps of them.
+ */
+#define QUERN_DEF "gemm/gemm.def"
+#include <quern/family_def.h>
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "gemm.h"
+#include "gemm_sm90_args.h"
+
+enum {
+    BM,
+    BN,
+    STAGES,
+    CONSUMERS,
+    PINGPONG,
+    SHARED_P,
+    SHARED_Q,
+    SPLIT_K,
+    GROUP,
+    SWAP,
+    BLOCKS,
+    KNOB_COUNT
+};
+
+static const struct quern_knob knobs[] = {
+    [BM] = { "bm", 64, 256, "rows of a tile: of a, or with swap=1 of b" },
+    [BN] = { "bn", 16, 256, "columns of a tile: rows of b, or with swap=1 of a" },
+    [STAGES] = { "stages", 2, 16, "steps of 64 along k that are loaded ahead" },
+    [CONSUMERS] = { "consumers", 1, 3, "warpgroups that multiply" },
+    [PINGPONG] = { "pingpong", 0, 1, "each has a tile of its own; 0: they share one" },
+    [SHARED_P] = { "shared_p", 1, 2, "blocks of a cluster that load a tile's rows together" },
+    [SHARED_Q] = { "shared_q", 1, 2, "blocks of a cluster that load a tile's columns together" },
+    [SPLIT_K] = { "split_k", 1, 8, "blocks of a cluster that have a share of k each" },
+    [GROUP] = { "group", 1, 64, "tiles along bm that are worked on together, for L2" },
+    [SWAP] = { "swap", 0, 1, "b on the side of the 64 rows: for few rows of a" },
+    [BLOCKS] = { "blocks", 1, 4, "blocks of an SM" },
+};
+
+#define SM_SHARED_BYTES 233472 /* of an SM; every block takes 1024 of its own */
+#define SM_REGISTERS 65536
+#define FLOPS_PER_CYCLE 4096.0 /* bf16 and f16, of an SM */
+#define MEMORY_LATENCY_US 1.3
+#define TILE_CYCLES 1600.0  /* until a tile's first wgmma may begin, and after its last */
+#define EPILOGUE_BYTES 24.0 /* of d a cycle */
+
+/* ---- What a config needs ------------------------------------------------------------------- */
+
+static int64_t stage_bytes(const struct values *v, const int32_t *config)
+{
+    int is_q_along_n = v->layout && !config[SWAP];
+    int64_t columns = is_q_along_n ? gemm_round_up(config[BN], 64) : config[BN];
+    return (config[BM] + columns) * 128;
+}
+
+static int is_d_aligned(const struct quern_problem *problem)
+{
+    return problem->alignment[ARRAY_d] == 16;
+}
+
+/* Beside the stages. */
+static int64_t other_bytes(const struct quern_problem *problem, const int32_t *config)
+{
+    int d_bytes = (int)quern_dtype_bytes((int)values_of(problem->bucket)->d);
+    int64_t staging = GEMM_SM90_STAGING(config[SWAP], config[BN], d_bytes);
+    return (is_d_aligned(problem) ? staging * config[CONSUMERS] : 0) + 16 * config[STAGES];
+}
+
+static int64_t shared_bytes(const struct quern_problem *problem, const int32_t *config)
+{
+    return config[STAGES] * stage_bytes(values_of(problem->bucket), config) +
+           other_bytes(problem, config);
+}
+
+static int accumulators(const int32_t *config)
+{
+    int rows = config[PINGPONG] ? config[BM] : config[BM] / config[CONSUMERS];
+    return rows / 64 * config[BN] / 2;
+}
+
+/* Registers that a consumer's thread has for sums: what the kernel sets aside for it, less what
+ * addresses and the loop need. */
+static int accumulators_most(const int32_t *config)
+{
+    static const int most[] = { 0, 193, 177, 113 };
+    if (config[BLOCKS] > 1)
+        return SM_REGISTERS / (config[BLOCKS] * 128 * (config[CONSUMERS] + 1)) - 64;
+    return most[config[CONSUMERS]];
+}
+
+static int64_t rows_p(const struct values *v, const int32_t *config)
+{
+    return config[SWAP] ? v->n : v->m;
+}
+
+static int64_t rows_q(const struct values *v, const int32_t *config)
+{
+    return config[SWAP] ? v->m : v->n;
+}
+
+static int64_t tiles_p(const struct values *v, const int32_t *config)
+{
+    return gemm_round_up(gemm_ceil_div(rows_p(v, config), config[BM]), config[SHARED_Q]);
+}
+
+static int64_t tiles_q(const struct values *v, const int32_t *config)
+{
+    return gemm_round_up(gemm_ceil_div(rows_q(v, config), config[BN]), config[SHARED_P]);
+}
+
+/* ---- supports, legal ----------------------------------------------------------------------- */
+
+static int supports(const struct quern_problem *problem)
+{
+    const struct values *v = values_of(problem->bucket);
+    return problem->target->kind == QUERN_CUDA && problem->target->sm == 90 &&
+           problem->target->sm_suffix == 'a' && v->a == v->b &&
+           (v->a == QUERN_BF16 || v->a == QUERN_F16) && !v->packed &&
+           problem->alignment[ARRAY_a] == 16 && problem->alignment[ARRAY_b] == 16;
+}
+
+static int legal_tile(const int32_t *c, struct quern_message *why)
+{
+    if (c[BM] % 64 || (!c[PINGPONG] && c[BM] % (64 * c[CONSUMERS])))
+        return quern_refuse(why, "config bm=%d: must be a multiple of 64 for every consumer",
+                            c[BM]);
+    if (c[BN] % 16)
+        return quern_refuse(why, "config bn=%d: must be a multiple of 16", c[BN]);
+    if (c[PINGPONG] && c[CONSUMERS] != 2)
+        return quern_refuse(why, "config pingpong=1: consumers=%d must be 2", c[CONSUMERS]);
+    if (accumulators(c) >= accumulators_most(c))
+        return quern_refuse(why, "config bm=%d bn=%d: %d sums a thread, fewer than %d fit", c[BM],
+                            c[BN], accumulators(c), accumulators_most(c));
+    return QUERN_OK;
+}
+
+static int legal_cluster(const int32_t *c, struct quern_message *why)
+{
+    if (c[SPLIT_K] & (c[SPLIT_K] - 1))
+        return quern_refuse(why, "config split_k=%d: must be 1, 2, 4 or 8", c[SPLIT_K]);
+    if ((c[SHARED_P] > 1) + (c[SHARED_Q] > 1) + (c[SPLIT_K] > 1) > 1)
+        return quern_refuse(why, "config shared_p, shared_q, split_k: only one may exceed 1");
+    if (c[SPLIT_K] > 1 && c[PINGPONG])
+        return quern_refuse(why, "config split_k=%d: pingpong must be 0", c[SPLIT_K]);
+    return QUERN_OK;
+}
+
+static int legal(const struct quern_problem *problem, const int32_t *config,
+                 struct quern_message *why)
+{
+    const struct values *v = values_of(problem->bucket);
+    int64_t bytes = shared_bytes(problem, config);
+    int status = legal_tile(config, why);
+    if (!status)
+        status = legal_cluster(config, why);
+    if (status)
+        return status;
+    if (config[BLOCKS] * (bytes + 1024) > SM_SHARED_BYTES)
+        return quern_refuse(why, "config stages=%d: %lld bytes of shared memory, %d fit",
+                            config[STAGES], (long long)bytes,
+                            SM_SHARED_BYTES / config[BLOCKS] - 1024);
+    if (config[SPLIT_K] > 1 &&
+        config[CONSUMERS] * accumulators(config) * 512 > config[STAGES] * stage_bytes(v, config))
+        return quern_refuse(why,
+                            "config stages=%d split_k=%d: the sums of a tile do not fit the "
+                            "stages",
+                            config[STAGES], config[SPLIT_K]);
+    if (v->batch * tiles_p(v, config) * tiles_q(v, config) * config[SPLIT_K] > INT32_MAX)
+        return quern_refuse(why, "config bm=%d bn=%d: more than 2^31 tiles", config[BM],
+                            config[BN]);
+    return QUERN_OK;
+}
+
+/* ---- The model ----------------------------------------------------------------------------- */
+
+static double largest(double x, double y, double z)
+{
+    return fmax(x, fmax(y, z));
+}
+
+/* Cycles of one step of a tile, with all SMs at work. */
+static double step_cycles(const struct quern_problem *problem, const int32_t *c, double clock_hz)
+{
+    const struct quern_profile *profile = problem->profile;
+    double l2 = profile->l2_gbps * 1e9 / clock_hz / profile->cores;
+    double tensor = (double)c[BM] * c[BN] / 32;
+    double shared = c[BM] / 64 * 4 * (2048 + 32.0 * c[BN]) / 128;
+    double bytes = 128.0 * ((double)c[BM] / c[SHARED_P] + (double)c[BN] / c[SHARED_Q]);
+    return largest(tensor, shared, bytes / l2);
+}
+
+/* Microseconds of a call at the bucket's bound. */
+static double model_us(const struct quern_problem *problem, const int32_t *c)
+{
+    const struct values *v = values_of(problem->bucket);
+    const struct quern_profile *profile = problem->profile;
+    double clock_hz = profile->tensor_tflops * 1e12 / (FLOPS_PER_CYCLE * profile->cores);
+    double d_bytes = (double)quern_dtype_bytes((int)v->d);
+    double tiles = (double)(v->batch * tiles_p(v, c) * tiles_q(v, c)) * c[SPLIT_K];
+    double workers = (double)profile->cores * c[BLOCKS];
+    double rounds = ceil(tiles / workers), steps = ceil((double)v->k / 64 / c[SPLIT_K]);
+    double epilogue = c[BM] * c[BN] * d_bytes / EPILOGUE_BYTES;
+    double busy = fmin(tiles, workers) / c[BLOCKS] / profile->cores; /* share of the SMs */
+    double cycles = steps * step_cycles(problem, c, clock_hz) * c[BLOCKS];
+    if (!c[PINGPONG])
+        cycles += epilogue;
+    if (c[SPLIT_K] > 1)
+        cycles += 1500 + 8.0 * c[BM] * c[BN] * (c[SPLIT_K] - 1) / 64;
+    double compute_us = (rounds * cycles + TILE_CYCLES + epilogue) / clock_hz * 1e6;
+
+    struct quern_cost cost;
+    quern_family_gemm.cost(problem->bucket, &cost);
+    double in_flight = fmin(tiles, workers) * (c[STAGES] - 1) * (double)stage_bytes(v, c);
+    double rate = fmin(profile->memory_gbps * 1e3, in_flight / MEMORY_LATENCY_US);
+    double memory_us = cost.bytes / rate / fmin(1, 0.6 + 0.4 * busy) + MEMORY_LATENCY_US;
+    return profile->launch_us + fmax(compute_us, memory_us) + 0.1 * fmin(compute_us, memory_us);
+}
+
+/* ---- Candidates ---------------------------------------------------------------------------- */
+
+struct ranked {
+    double us;
+    int32_t config[KNOB_COUNT];
+};
+
+/* The best few so far, in order; the list never holds more than `most`. */
+struct ranking {
+    const struct quern_problem *problem;
+    struct ranked *list;
+    int count, most;
+};
+
+static void rank(struct ranking *ranking, const int32_t *config)
+{
+    struct quern_message why;
+    if (legal(ranking->problem, config, &why))
+        return;
+    double us = model_us(ranking->problem, config);
+    int at = ranking->count;
+    while (at && us < ranking->list[at - 1].us)
+        at--;
+    if (at >= ranking->most)
+        return;
+    int last = ranking->count < ranking->most ? ranking->count++ : ranking->most - 1;
+    memmove(&ranking->list[at + 1], &ranking->list[at],
+            (size_t)(last - at) * sizeof(ranking->list[0]));
+    ranking->list[at].us = us;
+    memcpy(ranking->list[at].config, config, sizeof(ranking->list[at].config));
+}
+
+/* As many stages as fit, and the group whose tiles, all SMs together, read the fewest bytes. */
+static void complete(const struct quern_problem *problem, int32_t *c)
+{
+    const struct values *v = values_of(problem->bucket);
+    int64_t room = SM_SHARED_BYTES / c[BLOCKS] - 1024;
+    c[STAGES] = 0;
+    int64_t stages = (room - other_bytes(problem, c)) / (stage_bytes(v, c) + 16);
+    c[STAGES] = stages > 12 ? 12 : (int32_t)stages;
+    double best = INFINITY;
+    for (int group = 1; group <= 32; group *= 2) {
+        double along_p = (double)group * c[SHARED_Q];
+        double along_q = ceil(problem->profile->cores / along_p);
+        double bytes = along_p * c[BM] + along_q * c[BN];
+        if (bytes < best) {
+            best = bytes;
+            c[GROUP] = group;
+        }
+    }
+}
+
+/* One tile shape, in every way that blocks can work on it. */
+static void rank_shape(struct ranking *ranking, const int32_t *shape)
+{
+    static const int8_t ways[][4] = {
+        /* shared_p, shared_q, split_k, blocks */
+        { 1, 1, 1, 1 }, { 1, 2, 1, 1 }, { 2, 1, 1, 1 }, { 1, 1, 2, 1 }, { 1, 1, 4, 1 },
+        { 1, 1, 8, 1 }, { 1, 1, 1, 2 }, { 1, 1, 2, 2 }, { 1, 1, 4, 2 }, { 1, 1, 8, 2 },
+        { 1, 1, 1, 3 }, { 1, 1, 2, 3 }, { 1, 1, 4, 3 }, { 1, 1, 8, 3 }
+    };
+    for (size_t i = 0; i < sizeof(ways) / sizeof(ways[0]); i++) {
+        int32_t config[KNOB_COUNT];
+        memcpy(config, shape, sizeof(config));
+        config[SHARED_P] = ways[i][0];
+        config[SHARED_Q] = ways[i][1];
+        config[SPLIT_K] = ways[i][2];
+        config[BLOCKS] = ways[i][3];
+        complete(ranking->problem, config);
+        if (config[STAGES] >= 2)
+            rank(ranking, config);
+    }
+}
+
+static void rank_all(struct ranking *ranking)
+{
+    static const int16_t rows[][3] = { /* bm, consumers, pingpong */
+                                       { 64, 1, 0 },  { 128, 1, 0 }, { 128, 2, 0 }, { 192, 3, 0 },
+                                       { 256, 2, 0 }, { 64, 2, 1 },  { 128, 2, 1 }
+    };
+    for (size_t r = 0; r < sizeof(rows) / sizeof(rows[0]); r++) {
+        for (int swap = 0; swap < 2; swap++) {
+            for (int bn = 16; bn <= (swap ? 128 : 256); bn += bn < 64 ? 16 : bn < 128 ? 32 : 16) {
+                int32_t shape[KNOB_COUNT] = { [BM] = rows[r][0],
+                                              [BN] = bn,
+                                              [CONSUMERS] = rows[r][1],
+                                              [PINGPONG] = rows[r][2],
+                                              [SWAP] = swap };
+                rank_shape(ranking, shape);
+            }
+        }
+    }
+}
+
+static void heuristic(const struct quern_problem *problem, int32_t *config)
+{
+    struct ranked best[2];
+    struct ranking ranking = { problem, best, 0, 1 };
+    rank_all(&ranking);
+    memcpy(config, best[0].config, sizeof(best[0].config));
+}
+
+#define LISTED 40
+
+static int candidates(const struct quern_problem *problem, int32_t (*configs)[QUERN_MAX_KNOBS],
+                      int max)
+{
+    struct ranked list[LISTED + 1];
+    struct ranking ranking = { problem, list, 0, max < LISTED ? max : LISTED };
+    rank_all(&ranking);
+    for (int i = 0; i < ranking.count; i++)
+        memcpy(configs[i], list[i].config, sizeof(list[i].config));
+    return ranking.count;
+}
+
+/* ---- plan, bind ---------------------------------------------------------------------------- */
+
+static void plan(const struct quern_problem *problem, const int32_t *config,
+                 struct quern_plan *plan)
+{
+    const struct values *v = values_of(problem->bucket);
+    struct quern_step *step = quern_plan_kernel(plan, "main", "gemm/gemm_sm90.cu", "gemm_sm90");
+    int cluster = config[SHARED_P] * config[SHARED_Q] * config[SPLIT_K];
+    quern_step_define(step, "BM", config[BM]);
+    quern_step_define(step, "BN", config[BN]);
+    quern_step_define(step, "STAGES", config[STAGES]);
+    quern_step_define(step, "CONSUMERS", config[CONSUMERS]);
+    quern_step_define(step, "PINGPONG", config[PINGPONG]);
+    quern_step_define(step, "SHARED_P", config[SHARED_P]);
+    quern_step_define(step, "SHARED_Q", config[SHARED_Q]);
+    quern_step_define(step, "SPLIT_K", config[SPLIT_K]);
+    quern_step_define(step, "GROUP", config[GROUP]);
+    quern_step_define(step, "SWAP", config[SWAP]);
+    quern_step_define(step, "MIN_BLOCKS", config[BLOCKS]);
+    quern_step_define(step, "B_ALONG_N", v->layout);
+    quern_step_define_text(step, "OPERAND_TYPE", v->a == QUERN_BF16 ? "bf16" : "f16");
+    quern_step_define(step, "D_DTYPE", v->d);
+    quern_step_define(step, "D_TMA", is_d_aligned(problem));
+    quern_step_define(step, "BIAS_DTYPE", v->bias);
+    quern_step_define(step, "ACCUMULATE", v->accumulate);
+    step->threads[0] = 128 * (uint32_t)(config[CONSUMERS] + 1);
+    step->threads[1] = step->threads[2] = 1;
+    if (cluster > 1) {
+        step->cluster[0] = (uint32_t)cluster;
+        step->cluster[1] = step->cluster[2] = 1;
+    }
+    step->shared_bytes = (uint32_t)shared_bytes(problem, config);
+}
+
+/* A factor's map: boxes of `rows` by 64 along k, or (along) of 64 by 64. A batch whose entries are
+ * the same matrix is one matrix to the map. */
+static void bind_factor(const struct quern_binding *binding, struct quern_step_launch *step,
+                        int array, uint32_t offset, int rows)
+{
+    const struct values *v = values_of(binding->spec);
+    const struct quern_array *factor = &binding->arrays[array];
+    struct quern_tensor_map *map = quern_step_map(step, offset);
+    int along = array == ARRAY_b && v->layout;
+    int64_t extent = array == ARRAY_a ? v->m : v->n;
+    map->data = factor->data;
+    map->dtype = (int)v->a;
+    map->rank = 3;
+    map->swizzle = 128;
+    map->dims[0] = along ? extent : v->k;
+    map->dims[1] = along ? v->k : extent;
+    map->dims[2] = factor->strides[0] ? v->batch : 1;
+    map->strides[0] = 1;
+    map->strides[1] = factor->strides[1];
+    map->strides[2] = factor->strides[0];
+    map->box[0] = 64;
+    map->box[1] = along ? 64 : rows;
+    map->box[2] = 1;
+}
+
+/* Stores of `rows` by `columns`, rows of 128 bytes or less. */
+static void bind_store(const struct quern_binding *binding, struct quern_step_launch *step,
+                       uint32_t offset, int columns, int rows)
+{
+    const struct values *v = values_of(binding->spec);
+    const struct quern_array *d = &binding->arrays[ARRAY_d];
+    struct quern_tensor_map *map = quern_step_map(step, offset);
+    map->data = d->data;
+    map->dtype = (int)v->d;
+    map->rank = 3;
+    map->swizzle = columns * (int)quern_dtype_bytes((int)v->d);
+    map->dims[0] = v->n;
+    map->dims[1] = v->m;
+    map->dims[2] = v->batch;
+    map->strides[0] = 1;
+    map->strides[1] = d->strides[1];
+    map->strides[2] = d->strides[0];
+    map->box[0] = columns;
+    map->box[1] = rows;
+    map->box[2] = 1;
+}
+
+static void bind_d(const struct quern_binding *binding, struct quern_step_launch *step)
+{
+    const int32_t *c = binding->config;
+    int bytes = (int)quern_dtype_bytes((int)values_of(binding->spec)->d);
+    int piece = GEMM_SM90_PIECE(bytes);
+    if (c[SWAP] || c[BN] >= piece)
+        bind_store(binding, step, offsetof(struct gemm_sm90_args, map_d), piece,
+                   c[SWAP] ? c[BN] : 64);
+    if (!c[SWAP] && c[BN] % piece)
+        bind_store(binding, step, offsetof(struct gemm_sm90_args, map_tail),
+                   GEMM_SM90_TAIL(c[BN], bytes), 64);
+}
+
+/* Whether the kernel, made for this alignment or a lesser one, may store d by TMA. */
+static int is_d_mapped(const struct quern_array *d, int bytes)
+{
+    return ((uintptr_t)d->data | (uintptr_t)(d->strides[0] * bytes) |
+            (uintptr_t)(d->strides[1] * bytes)) %
+               16 ==
+           0;
+}
+
+static void bind(const struct quern_binding *binding, struct quern_launch *launch)
+{
+    const struct values *v = values_of(binding->spec);
+    const int32_t *c = binding->config;
+    const struct quern_array *arrays = binding->arrays;
+    struct quern_step_launch *step = &launch->steps[0];
+    int p = c[SWAP] ? ARRAY_b : ARRAY_a, q = c[SWAP] ? ARRAY_a : ARRAY_b;
+    struct gemm_sm90_args args = {
+        .bias = arrays[ARRAY_bias].data,
+        .d = arrays[ARRAY_d].data,
+        .d_row_stride = arrays[ARRAY_d].strides[1],
+        .d_batch_stride = arrays[ARRAY_d].strides[0],
+        .m = (int32_t)v->m,
+        .n = (int32_t)v->n,
+        .steps = (int32_t)gemm_ceil_div(v->k, 64),
+        .batch = (int32_t)v->batch,
+        .tiles_p = (int32_t)tiles_p(v, c),
+        .tiles_q = (int32_t)tiles_q(v, c),
+        .step_p = arrays[p].strides[0] != 0,
+        .step_q = arrays[q].strides[0] != 0,
+    };
+    int cluster = c[SHARED_P] * c[SHARED_Q] * c[SPLIT_K];
+    int64_t works = (int64_t)args.batch * args.tiles_p * args.tiles_q;
+    int64_t clusters = works * c[SPLIT_K] / cluster, most = binding->profile->cores * c[BLOCKS];
+    if (c[SPLIT_K] == 1 && clusters > most / cluster)
+        clusters = most / cluster;
+    QUERN_BIND(step, args, clusters * cluster, 1, 1);
+    if (!clusters)
+        return;
+    if (v->k) {
+        bind_factor(binding, step, p, offsetof(struct gemm_sm90_args, map_p), c[BM] / c[SHARED_P]);
+        bind_factor(binding, step, q, offsetof(struct gemm_sm90_args, map_q), c[BN] / c[SHARED_Q]);
+    }
+    if (is_d_mapped(&arrays[ARRAY_d], (int)quern_dtype_bytes((int)v->d)))
+        bind_d(binding, step);
+}
+
+const struct quern_variant gemm_sm90 = {
+    .name = "gemm_sm90",
+    .doc = "bf16 and f16 on Hopper: wgmma and TMA, persistent blocks",
+    .device = QUERN_CUDA,
+    .knobs = knobs,
+    .knob_count = KNOB_COUNT,
+    .supports = supports,
+    .legal = legal,
+    .heuristic = heuristic,
+    .candidates = candidates,
+    .plan = plan,
+    .bind = bind,
+};

@@ -32,6 +32,14 @@ WARNING_FLAGS := $(if $(CI)$(WERROR),-Werror)
 # $(call library,name): shared, or with STATIC=1 the archive.
 library = $(foreach name,$1,$(if $(STATIC),-l:lib$(name).a,-l$(name)))
 LIBS := -Wl,--as-needed $(call library,sqlite3 xxhash) -fopenmp -ldl -lpthread -lm
+# STATIC=1 makes a build that travels: all but libc comes along. libgomp cannot be linked into a
+# shared library; its file lies beside.
+ifdef STATIC
+LIBS += -Wl,-rpath,'$$ORIGIN:$$ORIGIN/..:$$ORIGIN/../..'
+TRAVELS := $(B)/libgomp.so.1
+$(TRAVELS): | $(B)/gen/
+	$(Q)cp $(shell $(CC) -print-file-name=libgomp.so.1) $@
+endif
 TOOL_LIBS := $(call library,jansson) -lm
 CHECK_LIBS := $(call library,check subunit) -lrt
 
@@ -60,7 +68,7 @@ SCRIPTS := $(wildcard tests/*_test.sh tests/*_test.py)
 FORMATTED = $(shell find include jit cache templates tools bench examples tests \
 	-name '*.[ch]' -o -name '*.cu' -o -name '*.cuh')
 
-all: $(B)/libquern.so $(B)/libquern.a $(B)/quern $(EXAMPLES) ## build the library, the CLI, examples
+all: $(B)/libquern.so $(B)/libquern.a $(B)/quern $(EXAMPLES) $(TRAVELS) ## build the library, the CLI, examples
 objects: $(LIB_OBJECTS) ## only compile the library (to try a cross compiler with CC=)
 tests: $(SUITES) $(PLUGINS) ## only build the suites
 .PHONY: all objects tests demo test test-all check-gpu check-san bench layers format format-check \
@@ -157,13 +165,13 @@ test-all: ## `make test` with nothing sampled: every config of every case
 	@QUERN_TEST_ALL=1 $(MAKE) test
 check-gpu: ## every case on a device (CK_NOFORK, one suite at a time)
 	@$(MAKE) all $(GPU_SUITES)
-	@CK_FORK=no JOBS=1 tools/run_tests.sh $(B) $(GPU_SUITES)
+	@CK_FORK=no JOBS=1 TEST_TIMEOUT=900 tools/run_tests.sh $(B) $(GPU_SUITES)
 sanitized = $(MAKE) B=$(B)/$1 SANITIZE=$2 all tests && \
 	$3 TEST_TIMEOUT=900 tools/run_tests.sh $(B)/$1 $(SUITES:$(B)/%=$(B)/$1/%)
 check-san: ## the C suites under ASan and UBSan, then under TSan
 	+@$(call sanitized,asan,address$(,)undefined,UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1)
 	+@$(call sanitized,tsan,thread,OMP_NUM_THREADS=1 TSAN_OPTIONS=suppressions=tests/tsan.supp)
-bench: deps ## compare with OpenBLAS and oneDNN on this machine
+bench: deps ## compare with OpenBLAS, oneDNN and cuBLASLt on this machine
 	-@tools/deps.sh bench
 	@$(MAKE) all $(BENCHES)
 	@for b in $(BENCHES); do $$b || exit 1; done

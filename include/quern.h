@@ -8,11 +8,13 @@
  *     {
  *         static float a[64 * 256], b[128 * 256], d[64 * 128];
  *         struct quern_context *ctx;
+ *         struct quern_options options = QUERN_OPTIONS_INIT;
  *         struct quern_gemm_spec spec = QUERN_GEMM_SPEC_INIT;
  *         struct quern_gemm_arrays arrays = { .a = { a }, .b = { b }, .d = { d } };
  *
  *         spec.m = 64, spec.n = 128, spec.k = 256;
- *         int status = quern_context_create(NULL, &ctx);
+ *         options.device = "cpu"; // the arrays are in host memory
+ *         int status = quern_context_create(&options, &ctx);
  *         if (!status)
  *             status = quern_gemm(ctx, &spec, &arrays, NULL);
  *         if (status)
@@ -155,6 +157,7 @@ struct quern_spec {
 /* One array argument. {pointer} alone is dense (row-major); with rank > 0, strides[0..rank) are in
  * elements, outermost first; a rank below the family's leaves out leading dimensions of extent 1.
  * size_bytes, where not 0, is what may be used from data on: a call that needs more is refused.
+ * data is memory of the context's device; on a GPU managed or pinned host memory will do, too.
  *  - Strides are not negative, the innermost is 1; those of dimensions of extent 1 do not matter.
  *    Outer ones may be in any order of size: heads of a [tokens, heads, dim] tensor as a batch are
  *    {dim, heads * dim, 1}. An input's may also be 0 or step less than what is inside them, so that
@@ -231,6 +234,7 @@ struct quern_options {
     const char *device;    /* "cpu", "cuda", "cuda:N" [cuda if usable, else cpu] */
     const char *mode;      /* "normal", "sealed" [QUERN_MODE]: sealed never compiles or tunes */
     const char *clang;     /* compiler [QUERN_CLANG, else clang-19, else clang on PATH] */
+    const char *nvrtc;     /* libnvrtc's file [QUERN_NVRTC, else searched] */
     const char *templates; /* directory looked in before the embedded ones [QUERN_TEMPLATES] */
     const char *profile;   /* name of a device profile to plan for [the device's own] */
     const char *dump;      /* stage letters to log at debug level, as docs/CLI.md lists them */
@@ -319,7 +323,8 @@ QUERN_API size_t quern_kernel_workspace(const struct quern_kernel *kernel);
 
 /* How a call runs; start from { 0 }. stream: the device's stream (CPU: NULL). workspace: at least
  * quern_kernel_workspace() bytes, 256-byte aligned, shared with no array and no concurrent call;
- * NULL: taken from the allocator hook. */
+ * NULL: taken from the allocator hook, else from the device. While stream is being captured into a
+ * graph, a call must be prepared (quern_prepare()) and its workspace given or the hook's. */
 struct quern_call {
     void *stream;
     void *workspace;

@@ -3,8 +3,9 @@
  * qn_arrays_bind() is the one gate: behind it every array has its family's rank, strides that stay
  * inside 63 bits, elements of outputs that do not overlap, memory enough where its size is known,
  * and a base aligned to its element; no output shares memory with another array, unless it lies
- * exactly on an input and the family says that it may. It runs on every call: no allocation, no
- * text unless it refuses.
+ * exactly on an input and the family says that it may. qn_call_bind() is that for a call on a
+ * device, which must be able to reach the memory; on a CPU that is not known without trying. They
+ * run on every call: no allocation, no text unless they refuse.
  */
 #include "jit/context.h"
 
@@ -240,4 +241,36 @@ int qn_arrays_bind(const struct quern_spec *spec, const struct quern_array *arra
         QN_TRY(check_memory(name, shape, &bound[i], spans[i], why));
     }
     return check_overlaps(family, shapes, bound, spans, why);
+}
+
+int qn_pointer_check(struct quern_context *ctx, const char *name, const void *data,
+                     struct quern_message *why)
+{
+    struct quern_message what;
+    int status = ctx->backend->check_pointer(ctx->device, data, &what);
+    if (!status)
+        return QUERN_OK;
+    if (status != QUERN_INVALID) {
+        *why = what; /* the device's own trouble */
+        return status;
+    }
+    return quern_refuse(why, "%s=%p: %.300s; must be memory of %s:%d", name, data, what.text,
+                        ctx->backend->name, ctx->ordinal);
+}
+
+int qn_call_bind(struct quern_context *ctx, const struct quern_spec *spec,
+                 const struct quern_array *arrays, struct quern_array bound[QUERN_MAX_ARRAYS],
+                 struct quern_message *why)
+{
+    const struct quern_family *family = spec->family;
+    QN_TRY(qn_arrays_bind(spec, arrays, bound, why));
+    for (int i = 0; i < family->array_count && ctx->backend->kind != QUERN_CPU; i++) {
+        struct quern_shape shape;
+        if (!bound[i].data)
+            continue;
+        family->shape(spec, i, &shape);
+        if (!is_empty(&shape))
+            QN_TRY(qn_pointer_check(ctx, family->arrays[i].name, bound[i].data, why));
+    }
+    return QUERN_OK;
 }

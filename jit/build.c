@@ -287,11 +287,27 @@ static int stage_load(struct build *build, double load_ms[QUERN_MAX_STEPS])
     return QUERN_OK;
 }
 
-/* "registers=64 spills=0 shared=1024": the number behind name, or `missing`. */
-static int64_t report_number(const char *report, const char *name, int64_t missing)
+/* The line of a report that is the entry's, "" if it has none: a report has a line an entry,
+ * "entry=NAME registers=64 spills=0 shared=1024". */
+static const char *report_line(const char *report, const char *entry)
 {
-    const char *found = report ? strstr(report, name) : NULL;
-    return found ? strtoll(found + strlen(name), NULL, 10) : missing;
+    char begin[80];
+    size_t length = (size_t)snprintf(begin, sizeof(begin), "entry=%s ", entry);
+    while (report && *report) {
+        if (!strncmp(report, begin, length))
+            return report;
+        report += strcspn(report, "\n");
+        report += *report == '\n';
+    }
+    return "";
+}
+
+/* The number behind `name` in a line, or `missing`. */
+static int64_t report_number(const char *line, const char *name, int64_t missing)
+{
+    const char *found = strstr(line, name);
+    return found && found < line + strcspn(line, "\n") ? strtoll(found + strlen(name), NULL, 10)
+                                                       : missing;
 }
 
 static void report_steps(struct build *build, const double load_ms[QUERN_MAX_STEPS])
@@ -307,13 +323,13 @@ static void report_steps(struct build *build, const double load_ms[QUERN_MAX_STE
         step->registers = step->spills = -1;
         if (u < 0)
             continue;
-        const char *resources = build->artifacts[u].report;
+        const char *line = report_line(build->artifacts[u].report, plan->steps[i].entry);
         step->from = (int)build->from[u];
         step->compile_ms = build->units[u].first_step == i ? build->compile_ms[u] : 0;
         step->load_ms = build->units[u].first_step == i ? load_ms[u] : 0;
-        step->registers = (int)report_number(resources, "registers=", -1);
-        step->spills = (int)report_number(resources, "spills=", -1);
-        step->shared_bytes = report_number(resources, "shared=", 0);
+        step->registers = (int)report_number(line, " registers=", -1);
+        step->spills = (int)report_number(line, " spills=", -1);
+        step->shared_bytes = report_number(line, " shared=", 0) + plan->steps[i].shared_bytes;
         if (step->from > report->artifact)
             report->artifact = step->from;
         if (qn_is_dumped(build->ctx, 'a'))
@@ -423,28 +439,28 @@ void qn_compile_result_fini(struct qn_compile_result *result)
 
 /* ---- Public forms that load nothing -------------------------------------------------------- */
 
-/* The target is the request's, else the device's own. */
-static int request_check(struct quern_context *ctx, const struct quern_request *request,
-                         struct quern_target *target)
+int qn_target_of(struct quern_context *ctx, const struct quern_request *request,
+                 struct quern_target *target, struct quern_profile *profile)
 {
     struct quern_message why;
-    QN_TRY(qn_request_check(ctx, request));
     *target = ctx->target;
     if (request->target && qn_target_parse(request->target, target, &why))
         return qn_fail_why(ctx, QUERN_INVALID, &why);
-    return QUERN_OK;
+    return qn_profile_for(ctx, target, profile);
 }
 
 int quern_build(struct quern_context *ctx, const struct quern_request *request,
                 struct quern_report *report)
 {
     struct quern_target target;
+    struct quern_profile profile;
     struct qn_bucket bucket;
     struct quern_kernel *kernel;
-    QN_TRY(request_check(ctx, request, &target));
+    QN_TRY(qn_request_check(ctx, request));
     QN_TRY(qn_require(ctx, "report", report));
+    QN_TRY(qn_target_of(ctx, request, &target, &profile));
     qn_bucket_make(request->spec, request->arrays, &bucket);
-    const struct qn_build_request build = { &bucket,          &target,         &ctx->profile,
+    const struct qn_build_request build = { &bucket,          &target,         &profile,
                                             request->variant, request->config, false };
     QN_TRY(qn_build(ctx, &build, &kernel, NULL));
     *report = kernel->report;
@@ -466,13 +482,15 @@ static int emit_only(struct build *build, struct quern_context *ctx,
 int quern_generate(struct quern_context *ctx, const struct quern_request *request, char **text)
 {
     struct quern_target target;
+    struct quern_profile profile;
     struct qn_bucket bucket;
     struct build build;
     struct qn_text out = { 0 };
-    QN_TRY(request_check(ctx, request, &target));
+    QN_TRY(qn_request_check(ctx, request));
     QN_TRY(qn_require(ctx, "text", text));
+    QN_TRY(qn_target_of(ctx, request, &target, &profile));
     qn_bucket_make(request->spec, request->arrays, &bucket);
-    const struct qn_build_request inner = { &bucket,          &target,         &ctx->profile,
+    const struct qn_build_request inner = { &bucket,          &target,         &profile,
                                             request->variant, request->config, false };
     int status = emit_only(&build, ctx, &inner);
     for (int u = 0; !status && u < build.unit_count; u++)

@@ -13,6 +13,10 @@ struct qn_build_request {
     bool is_loaded;                      /* false: into the store only */
 };
 
+/* request->target, else the device's own, and what to plan with for it. */
+int qn_target_of(struct quern_context *ctx, const struct quern_request *request,
+                 struct quern_target *target, struct quern_profile *profile);
+
 /* *kernel is malloc'ed and not yet known to the context. Thread-safe: the tuner builds candidates
  * in parallel. On failure the text is on the context; *log, if not NULL, is the compiler's
  * (malloc'ed). */

@@ -176,14 +176,14 @@ void qn_candidates_fini(struct qn_candidates *candidates, struct quern_context *
 
 /* ---- Building one -------------------------------------------------------------------------- */
 
-/* The line of a compiler's log that says what is wrong, else its first line. */
-static void log_line(const char *log, char *text, size_t bytes)
+/* The line of a compiler's log that says what is wrong; where none does, the library's own word. */
+static void outcome_of_failure(struct quern_context *ctx, const char *log, char *text, size_t bytes)
 {
-    const char *line = strstr(log, "error");
+    const char *line = log ? strstr(log, "error") : NULL;
     while (line && line > log && line[-1] != '\n')
         line--;
     if (!line)
-        line = log;
+        line = quern_errmsg(ctx);
     while (isspace((unsigned char)*line))
         line++;
     snprintf(text, bytes, "%.*s", (int)strcspn(line, "\n"), line);
@@ -206,6 +206,16 @@ static int64_t spills_of(const struct quern_kernel *kernel)
     return spills;
 }
 
+void qn_candidate_judge(struct qn_candidate *candidate, struct quern_context *ctx, int status,
+                        const char *log)
+{
+    if (status)
+        outcome_of_failure(ctx, log, candidate->outcome, sizeof(candidate->outcome));
+    else if (spills_of(candidate->kernel) > 0)
+        snprintf(candidate->outcome, sizeof(candidate->outcome), "spills %lld bytes of registers",
+                 (long long)spills_of(candidate->kernel));
+}
+
 void qn_candidate_build(struct qn_candidate *candidate, struct quern_context *ctx,
                         const struct qn_bucket *bucket)
 {
@@ -214,13 +224,7 @@ void qn_candidate_build(struct qn_candidate *candidate, struct quern_context *ct
     if (candidate->kernel)
         return;
     int status = qn_build(ctx, &request, &candidate->kernel, &log);
-    if (status && log && *log)
-        log_line(log, candidate->outcome, sizeof(candidate->outcome));
-    else if (status)
-        snprintf(candidate->outcome, sizeof(candidate->outcome), "%.250s", quern_errmsg(ctx));
-    else if (spills_of(candidate->kernel) > 0)
-        snprintf(candidate->outcome, sizeof(candidate->outcome), "spills %lld bytes of registers",
-                 (long long)spills_of(candidate->kernel));
+    qn_candidate_judge(candidate, ctx, status, log);
     free(log);
 }
 

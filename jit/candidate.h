@@ -38,6 +38,9 @@ void qn_candidates_fini(struct qn_candidates *candidates, struct quern_context *
 /* Build one in the calling thread, unless it is built: kernel, or outcome. */
 void qn_candidate_build(struct qn_candidate *candidate, struct quern_context *ctx,
                         const struct qn_bucket *bucket);
+/* What qn_build() gave for it, as an outcome: "" if it may be measured. */
+void qn_candidate_judge(struct qn_candidate *candidate, struct quern_context *ctx, int status,
+                        const char *log);
 /* The digest of its templates, once. */
 void qn_candidate_digest(struct qn_candidate *candidate, struct quern_context *ctx,
                          const struct qn_bucket *bucket);

@@ -11,6 +11,7 @@
  *      that is reset after a unit. A reference that breaks its contract (reads or expects outside
  *      an array) or runs out of memory jumps out of its unit: it owns nothing, so nothing leaks.
  *   3. Keep the rows sorted, so that sums are the same whatever the threads did.
+ *   4. Not all units evaluated: the inputs' side of the family's linear check, where it has one.
  *
  * The verdict, for each output array, tol = tolerance():
  *   - a row: where the reference is NaN or Inf the output is the same, and nowhere else, except
@@ -18,14 +19,15 @@
  *     4 tol of the row's. A row of zeros must be zeros.
  *   - all compared rows: the error's norm is at most tol of theirs; or every element is what the
  *     reference rounds to, since one bf16 alone may be off by more than tol and still be right.
- *   - not all units evaluated: the family's linear check, where it has one, is at most tol; and
- *     where units tile the output, no element anywhere is still poison.
+ *   - not all units evaluated: where units tile the output, no element anywhere is still poison;
+ *     and the outputs' side of the linear check is at most tol from the inputs'.
  *
  * Nothing here launches: verify.c and testbed.c do, and hand over what they found.
  */
 #include "jit/check.h"
 
 #include <math.h>
+#include <omp.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -40,6 +42,7 @@
 #define ROW_SLACK 4               /* a row's error may be this many tolerances */
 #define ARENA_DOUBLES (64 << 10)  /* the least block of an arena */
 #define COMPARE_BLOCK 1024        /* elements decoded at a time */
+#define LINEAR_PART 64            /* units whose outputs a thread takes at a time */
 #define NEAR_TIE 1e-5             /* f32 sums may fall on either side of a tie between two values */
 
 /* ---- Arenas -------------------------------------------------------------------------------- */
@@ -103,6 +106,7 @@ struct qn_expectation {
     int64_t row_count;
     struct block *values; /* what rows point into */
     int64_t compared[QUERN_MAX_ARRAYS];
+    double *linear; /* of each unit, what linear_expect() wants; NULL: no such check */
 };
 
 /* One thread's evaluation. */
@@ -360,6 +364,60 @@ static int units_evaluate(struct qn_expectation *expectation, const int64_t *uni
     return failure;
 }
 
+/* The linear check's numbers of units [first, first + count), of the outputs if there is `after`. A
+ * part has a quern_ref of its own. */
+static int linear_part(const struct qn_expectation *expectation, const struct qn_image *after,
+                       int64_t first, int64_t count, double *values, struct quern_message *why)
+{
+    const struct quern_family *family = expectation->map->spec.family;
+    struct quern_ref ref = { .map = expectation->map,
+                             .before = expectation->before,
+                             .after = after };
+    if (!setjmp(ref.unwind))
+        (after ? family->linear_actual : family->linear_expect)(&ref, expectation->seed, first,
+                                                                count, values);
+    arena_free(ref.scratch);
+    if (ref.status)
+        *why = ref.why;
+    return ref.status;
+}
+
+/* Those of all units. What the inputs give has much in common within a part: as few as threads. */
+static int linear_all(const struct qn_expectation *expectation, const struct qn_image *after,
+                      double *values, struct quern_message *why)
+{
+    const int64_t units = expectation->unit_count, threads = omp_get_max_threads();
+    const int64_t part = after ? LINEAR_PART : (units + threads - 1) / threads;
+    int failure = QUERN_OK;
+#pragma omp parallel for schedule(dynamic)
+    for (int64_t first = 0; first < units; first += part) {
+        struct quern_message text;
+        int64_t count = units - first < part ? units - first : part;
+        int status = linear_part(expectation, after, first, count, values + first, &text);
+        if (status) {
+#pragma omp critical
+            {
+                failure = status;
+                *why = text;
+            }
+        }
+    }
+    return failure;
+}
+
+/* 4 */
+static int linear_fill(struct qn_expectation *expectation, struct quern_message *why)
+{
+    if (expectation->evaluated == expectation->unit_count ||
+        !expectation->map->spec.family->linear_expect)
+        return QUERN_OK;
+    expectation->linear = malloc((size_t)expectation->unit_count * sizeof(double));
+    if (expectation->linear)
+        return linear_all(expectation, NULL, expectation->linear, why);
+    quern_refuse(why, "out of memory");
+    return QUERN_NO_MEMORY;
+}
+
 static int row_compare(const void *a, const void *b)
 {
     const struct row *left = a, *right = b;
@@ -389,7 +447,7 @@ static int expect_fill(struct qn_expectation *expectation, struct quern_message 
     qsort(expectation->rows, (size_t)expectation->row_count, sizeof(struct row), row_compare);
     for (int64_t r = 0; r < expectation->row_count; r++)
         expectation->compared[expectation->rows[r].array] += expectation->rows[r].count;
-    return QUERN_OK;
+    return linear_fill(expectation, why);
 }
 
 int qn_expect_create(const struct qn_regions *map, const struct qn_image *before, uint64_t seed,
@@ -416,6 +474,7 @@ void qn_expect_destroy(struct qn_expectation *expectation)
     if (!expectation)
         return;
     arena_free(expectation->values);
+    free(expectation->linear);
     free(expectation->rows);
     free(expectation);
 }
@@ -611,25 +670,35 @@ static void array_judge(const struct qn_expectation *expectation, const struct q
     }
 }
 
+static double linear_error(const struct qn_expectation *expectation, const double *got)
+{
+    double error = 0, norm = 0;
+    for (int64_t unit = 0; unit < expectation->unit_count; unit++) {
+        double wanted = expectation->linear[unit], difference = got[unit] - wanted;
+        if (!isfinite(wanted) && !isfinite(got[unit]))
+            continue; /* an Inf or NaN of the inputs: the sampled rows are compared by position */
+        error += difference * difference;
+        norm += wanted * wanted;
+    }
+    return relative(error, norm);
+}
+
 static int linear_judge(const struct qn_expectation *expectation, const struct qn_image *after,
                         struct quern_check *check, struct quern_message *why)
 {
-    const struct quern_family *family = expectation->map->spec.family;
-    struct quern_ref ref = { .map = expectation->map,
-                             .before = expectation->before,
-                             .after = after };
-    double volatile error = 0;
-    if (!setjmp(ref.unwind))
-        error = family->linear_check(&ref, expectation->seed);
-    arena_free(ref.scratch);
-    *why = ref.why;
-    if (ref.status)
-        return ref.status;
+    double *got = malloc((size_t)expectation->unit_count * sizeof(*got));
+    if (!got) {
+        quern_refuse(why, "out of memory");
+        return QUERN_NO_MEMORY;
+    }
+    int status = linear_all(expectation, after, got, why);
+    double error = status ? 0 : linear_error(expectation, got);
+    free(got);
     if (!(error <= check->tol))
         refuse(check,
                "linear check of the whole output: its error is %.3g, at most %.3g is allowed",
                error, check->tol);
-    return QUERN_OK;
+    return status;
 }
 
 /* Whether the sampled units' rows are their share of the array: then all units make it up. */
@@ -640,22 +709,38 @@ static bool is_tiled(const struct qn_expectation *expectation, int index)
     return (double)expectation->compared[index] >= 0.999 * share * total;
 }
 
+/* The first poisoned element of a block; -1: none. */
+static int64_t find_poison(const struct qn_regions *map, const struct qn_image *after, int index,
+                           int64_t first, int64_t count)
+{
+    double got[COMPARE_BLOCK];
+    int is_any = 0;
+    image_decode(map, after, index, first, count, got);
+    for (int64_t i = 0; i < count; i++)
+        is_any |= got[i] != got[i]; /* poison is a NaN; without a branch, this vectorises */
+    for (int64_t i = 0; is_any && i < count; i++) {
+        if (isnan(got[i]) && is_poison(map, after, index, first + i))
+            return first + i;
+    }
+    return -1;
+}
+
 /* Sampled: a part of the output that nothing wrote may lie between the sampled rows. */
 static void poison_judge(const struct qn_expectation *expectation, const struct qn_image *after,
                          int index, struct quern_check *check)
 {
     const struct qn_regions *map = expectation->map;
     const int64_t total = map->layouts[index].count;
-    double got[COMPARE_BLOCK];
-    for (int64_t first = 0; first < total && check->ok; first += COMPARE_BLOCK) {
+    int64_t found = INT64_MAX;
+#pragma omp parallel for schedule(static) reduction(min : found)
+    for (int64_t first = 0; first < total; first += COMPARE_BLOCK) {
         int64_t count = total - first < COMPARE_BLOCK ? total - first : COMPARE_BLOCK;
-        image_decode(map, after, index, first, count, got);
-        for (int64_t i = 0; i < count; i++) {
-            if (isnan(got[i]) && is_poison(map, after, index, first + i))
-                refuse(check, "%s: element %lld was not written",
-                       map->spec.family->arrays[index].name, (long long)(first + i));
-        }
+        int64_t at = find_poison(map, after, index, first, count);
+        found = at >= 0 && at < found ? at : found;
     }
+    if (found < INT64_MAX)
+        refuse(check, "%s: element %lld was not written", map->spec.family->arrays[index].name,
+               (long long)found);
 }
 
 static int sampled_judge(const struct qn_expectation *expectation, const struct qn_image *after,
@@ -667,7 +752,7 @@ static int sampled_judge(const struct qn_expectation *expectation, const struct 
             !map->regions[map->region_of[i]].is_pool && is_tiled(expectation, i))
             poison_judge(expectation, after, i, check);
     }
-    if (check->ok && map->spec.family->linear_check)
+    if (check->ok && expectation->linear)
         return linear_judge(expectation, after, check, why);
     return QUERN_OK;
 }

@@ -70,8 +70,9 @@ static int choose_first(struct quern_context *ctx, const struct qn_build_request
     quern_spec_text(&request->bucket->spec, spec, sizeof(spec));
     if (request->variant && !qn_variant_find(family, request->variant))
         return fail_variant(ctx, family, request->variant);
-    return qn_fail(ctx, QUERN_UNSUPPORTED, "target=%s: %s serves no %s there", target,
-                   request->variant ? request->variant : "no variant", spec);
+    return qn_fail(ctx, QUERN_UNSUPPORTED, "target=%s: %s %s %s", target,
+                   request->variant ? request->variant : "no variant",
+                   request->variant ? "does not serve" : "serves", spec);
 }
 
 /* ---- Tuned rows ---------------------------------------------------------------------------- */

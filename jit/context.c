@@ -166,13 +166,10 @@ static int options_read_texts(struct quern_context *ctx)
         const char **text;
         const char *variable;
     } const list[] = {
-        { &ctx->options.cache, "QUERN_CACHE" },
-        { &ctx->options.device, NULL },
-        { &ctx->options.mode, "QUERN_MODE" },
-        { &ctx->options.clang, "QUERN_CLANG" },
-        { &ctx->options.templates, "QUERN_TEMPLATES" },
-        { &ctx->options.profile, NULL },
-        { &ctx->options.dump, NULL },
+        { &ctx->options.cache, "QUERN_CACHE" }, { &ctx->options.device, NULL },
+        { &ctx->options.mode, "QUERN_MODE" },   { &ctx->options.clang, "QUERN_CLANG" },
+        { &ctx->options.nvrtc, "QUERN_NVRTC" }, { &ctx->options.templates, "QUERN_TEMPLATES" },
+        { &ctx->options.profile, NULL },        { &ctx->options.dump, NULL },
     };
     for (size_t i = 0; i < sizeof(list) / sizeof(list[0]); i++) {
         const char *text = *list[i].text;
@@ -288,6 +285,7 @@ void qn_backend_options(struct quern_context *ctx, struct qn_backend_options *op
 {
     *options = (struct qn_backend_options){
         .clang = ctx->options.clang,
+        .nvrtc = ctx->options.nvrtc,
         .threads = ctx->options.threads,
         .log = log_line,
         .user = ctx,
@@ -338,11 +336,14 @@ int qn_memory_get(struct quern_context *ctx, size_t bytes, void *stream, void **
                   struct quern_message *why)
 {
     const struct quern_options *options = &ctx->options;
-    void *memory = options->alloc ? options->alloc(bytes, 0, stream, options->alloc_user)
+    void *memory = options->alloc ? options->alloc(bytes, ctx->ordinal, stream, options->alloc_user)
                                   : ctx->backend->alloc(ctx->device, bytes, stream);
     if (!memory) {
-        quern_refuse(why, "bytes=%zu: %s has no such memory", bytes,
-                     options->alloc ? "options.alloc" : "the device");
+        if (options->alloc)
+            quern_refuse(why, "bytes=%zu: options.alloc has no such memory", bytes);
+        else
+            quern_refuse(why, "bytes=%zu: the device has no such memory, %zu bytes of it are free",
+                         bytes, ctx->backend->free_bytes(ctx->device));
         return QUERN_NO_MEMORY;
     }
     if ((uintptr_t)memory % QN_MEMORY_ALIGN) {
@@ -369,9 +370,19 @@ void qn_free(struct quern_context *ctx, void *data, size_t bytes, void *stream)
     if (!data)
         return;
     if (ctx->options.free)
-        ctx->options.free(data, bytes, 0, stream, ctx->options.alloc_user);
+        ctx->options.free(data, bytes, ctx->ordinal, stream, ctx->options.alloc_user);
     else
         ctx->backend->free(ctx->device, data, bytes, stream);
+}
+
+/* A failed copy often is the first to hear of a kernel's fault, and synchronize() can name it. */
+int qn_copy(struct quern_context *ctx, void *to, const void *from, size_t bytes,
+            struct quern_message *why)
+{
+    int status = bytes ? ctx->backend->copy(ctx->device, to, from, bytes, NULL) : QUERN_OK;
+    if (status && !ctx->backend->synchronize(ctx->device, NULL, why))
+        quern_refuse(why, "bytes=%zu: the device cannot copy them from %p to %p", bytes, from, to);
+    return status;
 }
 
 int quern_memory_alloc(struct quern_context *ctx, size_t bytes, void **data)
@@ -396,5 +407,7 @@ int quern_memory_copy(struct quern_context *ctx, void *to, const void *from, siz
         QN_TRY(qn_require(ctx, "to", to));
         QN_TRY(qn_require(ctx, "from", from));
     }
-    return bytes ? ctx->backend->copy(ctx->device, to, from, bytes, NULL) : QUERN_OK;
+    struct quern_message why;
+    int status = qn_copy(ctx, to, from, bytes, &why);
+    return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
 }

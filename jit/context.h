@@ -72,9 +72,10 @@ struct quern_context {
 
     const struct qn_backend *backend;
     struct qn_device *device;
+    int ordinal;                                  /* the device's number; 0 for the CPU */
     struct qn_device *compilers[QN_DEVICE_KINDS]; /* other kinds, opened to compile only */
     struct quern_target target;
-    struct quern_profile profile;
+    struct quern_profile profile; /* what is planned with for the device: its own or options' */
     struct qn_store *store;
 
     pthread_mutex_t lock; /* families, kernels */
@@ -89,7 +90,7 @@ struct quern_context {
     struct qn_winner *_Atomic winners; /* that the store would not take: winners.c */
 
     pthread_key_t thread_key;
-    char *owned[7], *owned_cache; /* copies behind options' texts */
+    char *owned[8], *owned_cache; /* copies behind options' texts */
 };
 
 /* The calling thread's part; NULL when memory ran out. */
@@ -123,6 +124,9 @@ int qn_memory_get(struct quern_context *ctx, size_t bytes, void *stream, void **
 /* The same; NULL for whatever reason. */
 void *qn_alloc(struct quern_context *ctx, size_t bytes, void *stream);
 void qn_free(struct quern_context *ctx, void *data, size_t bytes, void *stream);
+/* Device or host memory, either way, before it returns. */
+int qn_copy(struct quern_context *ctx, void *to, const void *from, size_t bytes,
+            struct quern_message *why);
 
 /* ---- family.c ---- */
 int qn_families_init(struct quern_context *ctx);
@@ -150,6 +154,13 @@ void qn_value_text(const struct quern_param *param, int64_t value, bool is_key, 
  * NULL in *bound for absent arrays. */
 int qn_arrays_bind(const struct quern_spec *spec, const struct quern_array *arrays,
                    struct quern_array bound[QUERN_MAX_ARRAYS], struct quern_message *why);
+/* The same for a call on the context's device, which must be able to reach every array. */
+int qn_call_bind(struct quern_context *ctx, const struct quern_spec *spec,
+                 const struct quern_array *arrays, struct quern_array bound[QUERN_MAX_ARRAYS],
+                 struct quern_message *why);
+/* Refuses `data`, which the caller calls `name`, unless the device can reach it. */
+int qn_pointer_check(struct quern_context *ctx, const char *name, const void *data,
+                     struct quern_message *why);
 /* Bytes from data to one past the last element reached through the strides; 0 if empty. */
 int64_t qn_array_span(const struct quern_shape *shape, const struct quern_array *bound);
 int64_t qn_shape_count(const struct quern_shape *shape); /* elements */

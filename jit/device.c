@@ -6,6 +6,13 @@
  *                            for
  *
  * A new backend is one more line in the table.
+ *
+ * Which profile is planned with for a target:
+ *
+ *     options.profile named   that one, if a device of that profile executes the target; else an
+ *                             error: what was asked for is never passed over in silence
+ *     the device's own        if the target is of the device's kind and architecture
+ *     any other target        the shipped profile that the target stands for
  */
 #include "jit/device.h"
 
@@ -16,7 +23,7 @@
 #include "jit/profile.h"
 #include "jit/target.h"
 
-static const struct qn_backend *const backends[] = { &qn_backend_cpu };
+static const struct qn_backend *const backends[] = { &qn_backend_cuda, &qn_backend_cpu };
 enum { BACKEND_COUNT = sizeof(backends) / sizeof(backends[0]) };
 
 /* Kinds by name, also those that this build lacks. */
@@ -70,6 +77,7 @@ static int open_named(struct quern_context *ctx, const char *name)
     if (parse_device(name, &kind, &ordinal, &why))
         return qn_fail_why(ctx, QUERN_INVALID, &why);
     ctx->backend = backend_of(kind);
+    ctx->ordinal = ordinal;
     if (!ctx->backend)
         return qn_fail(ctx, QUERN_DEVICE, "device=%s: this build has no backend for it", name);
     int status = open_backend(ctx, ctx->backend, ordinal, &ctx->device, &why);
@@ -87,14 +95,67 @@ static int open_first(struct quern_context *ctx)
     return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
 }
 
-int qn_device_open(struct quern_context *ctx)
+/* ---- Profiles ------------------------------------------------------------------------------ */
+
+/* Code for sm_80 runs on every device of the same generation from there on, sm_90a's on none but
+ * sm_90. A CPU's profile says nothing of its instruction set. */
+static bool is_fitting(const struct quern_profile *profile, const struct quern_target *target)
+{
+    if (profile->kind != target->kind)
+        return false;
+    if (target->kind == QUERN_CPU || profile->sm == target->sm)
+        return true;
+    return !target->sm_suffix && profile->sm / 10 == target->sm / 10 && profile->sm > target->sm;
+}
+
+static int refuse_profile(struct quern_context *ctx, const struct quern_profile *profile,
+                          const struct quern_target *target)
+{
+    char text[96], made_for[32] = "cpu";
+    qn_target_format(target, text, sizeof(text));
+    if (profile->kind == QUERN_CUDA)
+        snprintf(made_for, sizeof(made_for), "sm_%d", profile->sm);
+    return qn_fail(ctx, QUERN_INVALID, "device-profile=%s: is for %s, target=%s", profile->name,
+                   made_for, text);
+}
+
+int qn_profile_for(struct quern_context *ctx, const struct quern_target *target,
+                   struct quern_profile *profile)
 {
     struct quern_message why;
+    if (ctx->options.profile) {
+        if (qn_profile_find(ctx->options.profile, profile, &why))
+            return qn_fail_why(ctx, QUERN_INVALID, &why);
+        return is_fitting(profile, target) ? QUERN_OK : refuse_profile(ctx, profile, target);
+    }
+    if (target->kind == ctx->target.kind && target->sm == ctx->target.sm)
+        *profile = ctx->profile;
+    else
+        qn_profile_of_target(target, profile);
+    return QUERN_OK;
+}
+
+/* A named profile that does not fit the device may be meant for another target. */
+static int profile_choose(struct quern_context *ctx)
+{
+    struct quern_profile named;
+    struct quern_message why;
+    if (!ctx->options.profile)
+        return QUERN_OK;
+    if (qn_profile_find(ctx->options.profile, &named, &why))
+        return qn_fail_why(ctx, QUERN_INVALID, &why);
+    if (is_fitting(&named, &ctx->target))
+        ctx->profile = named;
+    return QUERN_OK;
+}
+
+/* ---- Opening ------------------------------------------------------------------------------- */
+
+int qn_device_open(struct quern_context *ctx)
+{
     QN_TRY(ctx->options.device ? open_named(ctx, ctx->options.device) : open_first(ctx));
     ctx->backend->describe(ctx->device, &ctx->target, &ctx->profile);
-    if (ctx->options.profile && qn_profile_find(ctx->options.profile, &ctx->profile, &why))
-        return qn_fail_why(ctx, QUERN_INVALID, &why);
-    return QUERN_OK;
+    return profile_choose(ctx);
 }
 
 void qn_devices_close(struct quern_context *ctx)
@@ -112,13 +173,14 @@ int qn_device_for(struct quern_context *ctx, const struct quern_target *target,
 {
     struct quern_message why;
     int status = QUERN_OK;
-    *backend = backend_of(target->kind);
+    bool is_own = target->kind == ctx->backend->kind;
+    *backend = is_own ? ctx->backend : backend_of(target->kind);
     if (!*backend) {
         char text[96];
         qn_target_format(target, text, sizeof(text));
         return qn_fail(ctx, QUERN_UNSUPPORTED, "target=%s: this build has no backend for it", text);
     }
-    if (*backend == ctx->backend) {
+    if (is_own) {
         *device = ctx->device;
         return QUERN_OK;
     }

@@ -13,6 +13,10 @@ void qn_devices_close(struct quern_context *ctx);
 int qn_device_for(struct quern_context *ctx, const struct quern_target *target,
                   const struct qn_backend **backend, struct qn_device **device);
 
+/* What to plan with for `target`; INVALID if options.profile names one that is for others. */
+int qn_profile_for(struct quern_context *ctx, const struct quern_target *target,
+                   struct quern_profile *profile);
+
 /* Every backend's facts, and that of the kinds which this build lacks. */
 void qn_devices_doctor(struct quern_context *ctx,
                        void (*fact)(void *user, const char *section, const char *name,

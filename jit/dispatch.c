@@ -21,6 +21,7 @@
 #include <string.h>
 
 #include "jit/build.h"
+#include "jit/device.h"
 
 /* ---- The context's table ------------------------------------------------------------------- */
 
@@ -99,26 +100,42 @@ void qn_kernels_fini(struct quern_context *ctx)
 
 /* ---- Finding a kernel ---------------------------------------------------------------------- */
 
-static int build_bucket(struct quern_context *ctx, const struct qn_bucket *bucket, uint64_t hash,
-                        unsigned epoch, struct quern_kernel **kernel)
+/* A miss while the call's stream is being captured: building would allocate, load and wait. */
+static int check_capture(struct quern_context *ctx, const struct qn_bucket *bucket,
+                         const struct quern_call *call)
 {
-    const struct qn_build_request request = {
-        bucket, &ctx->target, &ctx->profile, NULL, NULL, true
-    };
+    char text[512];
+    if (!call || !ctx->backend->is_capturing(ctx->device, call->stream))
+        return QUERN_OK;
+    quern_spec_text(&bucket->spec, text, sizeof(text));
+    return qn_fail(ctx, QUERN_INVALID,
+                   "stream=%p: is being captured, and %s is not prepared: call quern_prepare() "
+                   "first",
+                   call->stream, text);
+}
+
+static int build_bucket(struct quern_context *ctx, const struct qn_bucket *bucket, uint64_t hash,
+                        unsigned epoch, const struct quern_call *call, struct quern_kernel **kernel)
+{
+    struct quern_profile profile;
     struct quern_kernel *built;
     pthread_mutex_lock(&ctx->lock);
     *kernel = table_find(ctx, bucket, hash);
     pthread_mutex_unlock(&ctx->lock);
     if (*kernel)
         return QUERN_OK;
+    QN_TRY(check_capture(ctx, bucket, call));
+    QN_TRY(qn_profile_for(ctx, &ctx->target, &profile));
+    const struct qn_build_request request = { bucket, &ctx->target, &profile, NULL, NULL, true };
     QN_TRY(qn_build(ctx, &request, &built, NULL));
     *kernel = table_put(ctx, built, hash, epoch);
     return QUERN_OK;
 }
 
-/* spec was checked, arrays are NULL or the caller's. */
+/* spec was checked, arrays are NULL or the caller's; call is NULL where none is made. */
 static int find_kernel(struct quern_context *ctx, const struct quern_spec *spec,
-                       const struct quern_array *arrays, struct quern_kernel **kernel)
+                       const struct quern_array *arrays, const struct quern_call *call,
+                       struct quern_kernel **kernel)
 {
     struct qn_thread *thread = qn_thread_get(ctx);
     struct qn_bucket bucket;
@@ -135,7 +152,7 @@ static int find_kernel(struct quern_context *ctx, const struct quern_spec *spec,
         return QUERN_OK;
     }
     struct quern_kernel *found;
-    QN_TRY(build_bucket(ctx, &bucket, hash, epoch, &found));
+    QN_TRY(build_bucket(ctx, &bucket, hash, epoch, call, &found));
     recent->hash = hash;
     recent->epoch = epoch;
     recent->bucket = bucket;
@@ -148,7 +165,7 @@ int quern_dispatch(struct quern_context *ctx, const struct quern_spec *spec,
 {
     QN_TRY(quern_spec_validate(ctx, spec));
     QN_TRY(qn_require(ctx, "kernel", kernel));
-    return find_kernel(ctx, spec, arrays, kernel);
+    return find_kernel(ctx, spec, arrays, NULL, kernel);
 }
 
 /* ---- With a variant or config of the caller's ---------------------------------------------- */
@@ -189,11 +206,13 @@ static struct quern_kernel *given_put(struct quern_context *ctx, struct quern_ke
 static int prepare_given(struct quern_context *ctx, const struct quern_request *request,
                          struct quern_kernel **kernel)
 {
+    struct quern_profile profile;
     struct qn_bucket bucket;
     struct qn_choice choice;
     struct quern_kernel *found;
+    QN_TRY(qn_profile_for(ctx, &ctx->target, &profile));
     qn_bucket_make(request->spec, request->arrays, &bucket);
-    const struct qn_build_request build = { &bucket,          &ctx->target,    &ctx->profile,
+    const struct qn_build_request build = { &bucket,          &ctx->target,    &profile,
                                             request->variant, request->config, true };
     QN_TRY(qn_choose(ctx, &build, &choice));
     pthread_mutex_lock(&ctx->lock);
@@ -230,7 +249,7 @@ int quern_prepare(struct quern_context *ctx, const struct quern_request *request
                        request->target);
     if (request->variant || request->config)
         return prepare_given(ctx, request, kernel);
-    return find_kernel(ctx, request->spec, request->arrays, kernel);
+    return find_kernel(ctx, request->spec, request->arrays, NULL, kernel);
 }
 
 void quern_kernel_report(const struct quern_kernel *kernel, struct quern_report *report)
@@ -265,8 +284,8 @@ int qn_kernel_launch(struct quern_context *ctx, const struct quern_kernel *kerne
                                 order, why);
 }
 
-static int check_workspace(const struct quern_kernel *kernel, const struct quern_call *call,
-                           struct quern_message *why)
+static int check_workspace(struct quern_context *ctx, const struct quern_kernel *kernel,
+                           const struct quern_call *call, struct quern_message *why)
 {
     size_t needed = (size_t)kernel->plan->workspace_bytes;
     if (call->workspace_bytes < needed)
@@ -275,10 +294,25 @@ static int check_workspace(const struct quern_kernel *kernel, const struct quern
     if ((uintptr_t)call->workspace % QN_MEMORY_ALIGN)
         return quern_refuse(why, "workspace=%p: must be a multiple of %d", call->workspace,
                             QN_MEMORY_ALIGN);
-    return QUERN_OK;
+    return needed ? qn_pointer_check(ctx, "workspace", call->workspace, why) : QUERN_OK;
 }
 
-/* bound arrays; the workspace is the call's, else the hook's for the length of this call. */
+/* For the length of one call, from the hook, else from the backend: that is nothing to do while a
+ * graph is captured. A hook may know how. */
+static int get_workspace(struct quern_context *ctx, size_t bytes, void *stream, void **data)
+{
+    struct quern_message why;
+    if (!ctx->options.alloc && ctx->backend->is_capturing(ctx->device, stream))
+        return qn_fail(
+            ctx, QUERN_INVALID,
+            "workspace=NULL: stream=%p is being captured, so workspace must be given, of "
+            "workspace_bytes=%zu",
+            stream, bytes);
+    int status = qn_memory_get(ctx, bytes, stream, data, &why);
+    return status ? qn_fail(ctx, status, "workspace: %s", why.text) : QUERN_OK;
+}
+
+/* bound arrays; the workspace is the call's, else got for the length of this call. */
 static int launch_bound(struct quern_context *ctx, struct quern_kernel *kernel,
                         const struct quern_spec *spec, const struct quern_array *bound,
                         const struct quern_call *call)
@@ -288,16 +322,14 @@ static int launch_bound(struct quern_context *ctx, struct quern_kernel *kernel,
     void *workspace = call ? call->workspace : NULL, *owned = NULL;
     struct quern_message why;
 
-    if (workspace && check_workspace(kernel, call, &why))
-        return qn_fail_why(ctx, QUERN_INVALID, &why);
+    int status = workspace ? check_workspace(ctx, kernel, call, &why) : QUERN_OK;
+    if (status)
+        return qn_fail_why(ctx, status, &why);
     if (!workspace && bytes) {
-        int failed = qn_memory_get(ctx, bytes, stream, &owned, &why);
-        if (failed)
-            return qn_fail(ctx, failed, "workspace: %s", why.text);
+        QN_TRY(get_workspace(ctx, bytes, stream, &owned));
         workspace = owned;
     }
-    int status =
-        qn_kernel_launch(ctx, kernel, spec, bound, workspace, stream, QN_GRID_PARALLEL, &why);
+    status = qn_kernel_launch(ctx, kernel, spec, bound, workspace, stream, QN_GRID_PARALLEL, &why);
     qn_free(ctx, owned, bytes, stream);
     return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
 }
@@ -334,7 +366,7 @@ int quern_launch(struct quern_context *ctx, struct quern_kernel *kernel,
     QN_TRY(qn_require(ctx, "kernel", kernel));
     int status = qn_spec_check(spec, &why);
     if (!status)
-        status = qn_arrays_bind(spec, arrays, bound, &why);
+        status = qn_call_bind(ctx, spec, arrays, bound, &why);
     if (!status)
         status = qn_kernel_accepts(kernel, spec, arrays, &why);
     return status ? qn_fail_why(ctx, status, &why) : launch_bound(ctx, kernel, spec, bound, call);
@@ -350,9 +382,9 @@ int quern_run(struct quern_context *ctx, const struct quern_spec *spec,
         return QUERN_INVALID;
     int status = qn_spec_check(spec, &why);
     if (!status)
-        status = qn_arrays_bind(spec, arrays, bound, &why);
+        status = qn_call_bind(ctx, spec, arrays, bound, &why);
     if (status)
         return qn_fail_why(ctx, status, &why);
-    QN_TRY(find_kernel(ctx, spec, arrays, &kernel));
+    QN_TRY(find_kernel(ctx, spec, arrays, call, &kernel));
     return launch_bound(ctx, kernel, spec, bound, call);
 }

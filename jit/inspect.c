@@ -278,18 +278,16 @@ int quern_cache_explain(struct quern_context *ctx, const struct quern_request *r
                         void *user)
 {
     struct quern_target target;
-    struct quern_message why;
+    struct quern_profile profile;
     struct qn_bucket bucket;
     char *text = NULL, *group = NULL;
     QN_TRY(qn_request_check(ctx, request));
     QN_TRY(qn_require(ctx, "line", (const void *)(uintptr_t)line));
-    target = ctx->target;
-    if (request->target && qn_target_parse(request->target, &target, &why))
-        return qn_fail_why(ctx, QUERN_INVALID, &why);
+    QN_TRY(qn_target_of(ctx, request, &target, &profile));
     qn_bucket_make(request->spec, request->arrays, &bucket);
-    const struct qn_build_request build = { &bucket,          &target,         &ctx->profile,
+    const struct qn_build_request build = { &bucket,          &target,         &profile,
                                             request->variant, request->config, false };
-    if (qn_tuned_key(&bucket, &ctx->profile, &text, &group))
+    if (qn_tuned_key(&bucket, &profile, &text, &group))
         return qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
     int status = explain_key(ctx, "tuned", request->spec->family->name, text, line, user);
     if (!status)

@@ -11,8 +11,8 @@
 #define MIB (KIB * KIB)
 
 /* A GPU's row is that GPU: `device` is its name in CUDA, and a device of that name with as many SMs
- * (a slice of one has fewer) has this profile, on every host. `sm` of the last row of a kind is what
- * a target stands for where no device is present. */
+ * (a slice of one has fewer) has this profile, on every host. `sm` of the last row of a kind is
+ * what a target stands for where no device is present. */
 static const struct shipped {
     struct quern_profile profile;
     const char *device;
@@ -96,7 +96,7 @@ static const struct shipped {
         .l1_bytes = 232448,
         .l2_bytes = 60 * MIB,
         .memory_gbps = 4270,
-        .l2_gbps = 7000,
+        .l2_gbps = 9000,
         .tensor_tflops = 790,
         .f32_tflops = 55,
         .launch_us = 1.2 },

@@ -15,11 +15,16 @@
  * 3. What a call may change is the elements of OUT and INOUT arrays inside their touched ranges;
  *    every other byte of a segment, such as the padding between rows, must stay.
  *
- * Device memory is reached through the backend's copy only, so that this is the same for every
- * device. Nothing here launches.
+ * Device memory is reached through the backend's copy and fill only, so that this is the same for
+ * every device. Nothing here launches.
+ *
+ * A tuning does all this for every candidate, on arrays of a hundred megabytes and more. So host
+ * bytes are worked on by all threads, and a region that one dense output covers, all of which a
+ * call may change, is poisoned on the device and compared with nothing.
  */
 #include "jit/region.h"
 
+#include <omp.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,6 +33,8 @@
 #define POOL_BYTES (1 << 20)
 #define POOL_SHARE 4 /* touched bytes times this are still less than the span */
 #define CHUNK_BYTES (4 << 20)
+#define PART_BYTES (1 << 20) /* of host bytes, a thread's at a time */
+#define COMPARE_THREADS 8    /* more do not make a device's memory come faster */
 
 static int out_of_memory(struct quern_message *why, int64_t bytes)
 {
@@ -38,11 +45,38 @@ static int out_of_memory(struct quern_message *why, int64_t bytes)
 static int copy_bytes(const struct qn_regions *map, void *to, const void *from, int64_t bytes,
                       struct quern_message *why)
 {
-    const struct qn_backend *backend = map->ctx->backend;
-    if (!backend->copy(map->ctx->device, to, from, (size_t)bytes, NULL))
-        return QUERN_OK;
-    quern_refuse(why, "the device cannot copy %lld bytes", (long long)bytes);
-    return QUERN_DEVICE;
+    return qn_copy(map->ctx, to, from, (size_t)bytes, why);
+}
+
+/* ---- Host bytes ---------------------------------------------------------------------------- */
+
+/* In parts that a core's cache holds; few of them are not worth waking threads for. */
+static size_t part_of(int64_t at, int64_t bytes)
+{
+    return (size_t)(bytes - at < PART_BYTES ? bytes - at : PART_BYTES);
+}
+
+static void host_copy(char *to, const char *from, int64_t bytes)
+{
+#pragma omp parallel for schedule(static) if (bytes > 4 * PART_BYTES)
+    for (int64_t at = 0; at < bytes; at += PART_BYTES)
+        memcpy(to + at, from + at, part_of(at, bytes));
+}
+
+static void host_fill(char *to, int byte, int64_t bytes)
+{
+#pragma omp parallel for schedule(static) if (bytes > 4 * PART_BYTES)
+    for (int64_t at = 0; at < bytes; at += PART_BYTES)
+        memset(to + at, byte, part_of(at, bytes));
+}
+
+static bool is_host_equal(const char *a, const char *b, int64_t bytes)
+{
+    int differing = 0;
+#pragma omp parallel for schedule(static) reduction(| : differing) if (bytes > 4 * PART_BYTES)
+    for (int64_t at = 0; at < bytes; at += PART_BYTES)
+        differing |= memcmp(a + at, b + at, part_of(at, bytes)) != 0;
+    return !differing;
 }
 
 /* Bytes of array `index`; 0 if it is absent or empty. */
@@ -386,17 +420,24 @@ int qn_image_read(const struct qn_regions *map, const struct qn_place *place,
     return QUERN_OK;
 }
 
+static int region_write(const struct qn_regions *map, const struct qn_place *place, int r,
+                        const struct qn_image *image, struct quern_message *why)
+{
+    const struct qn_region *region = &map->regions[r];
+    for (int64_t s = 0; s < region->segment_count; s++) {
+        const struct qn_segment *segment = &region->segments[s];
+        QN_TRY(copy_bytes(map, place->base[r] + segment->begin, image->data[r] + segment->packed,
+                          segment->end - segment->begin, why));
+    }
+    return QUERN_OK;
+}
+
 int qn_image_write(const struct qn_regions *map, const struct qn_place *place,
                    const struct qn_image *image, struct quern_message *why)
 {
     for (int r = 0; r < map->count; r++) {
-        const struct qn_region *region = &map->regions[r];
-        for (int64_t s = 0; image->data[r] && s < region->segment_count; s++) {
-            const struct qn_segment *segment = &region->segments[s];
-            QN_TRY(copy_bytes(map, place->base[r] + segment->begin,
-                              image->data[r] + segment->packed, segment->end - segment->begin,
-                              why));
-        }
+        if (image->data[r])
+            QN_TRY(region_write(map, place, r, image, why));
     }
     return QUERN_OK;
 }
@@ -405,7 +446,7 @@ void qn_image_copy(const struct qn_regions *map, const struct qn_image *from, st
 {
     for (int r = 0; r < map->count; r++) {
         if (from->data[r] && to->data[r])
-            memcpy(to->data[r], from->data[r], (size_t)map->regions[r].packed_bytes);
+            host_copy(to->data[r], from->data[r], map->regions[r].packed_bytes);
     }
 }
 
@@ -493,17 +534,75 @@ struct poisoner {
 static void poison_piece(void *user, int64_t offset, int64_t bytes)
 {
     const struct poisoner *poisoner = user;
-    memset(qn_image_at(poisoner->map, poisoner->image, poisoner->index, offset, bytes),
-           poisoner->byte, (size_t)bytes);
+    host_fill(qn_image_at(poisoner->map, poisoner->image, poisoner->index, offset, bytes),
+              poisoner->byte, bytes);
+}
+
+static void array_poison(const struct qn_regions *map, struct qn_image *image, int index, int round)
+{
+    struct poisoner poisoner = { map, image, index,
+                                 qn_poison_byte(map->shapes[index].dtype, round) };
+    if (qn_is_poisoned(map, index))
+        each_piece(map, index, poison_piece, &poisoner);
 }
 
 void qn_image_poison(const struct qn_regions *map, struct qn_image *image, int round)
 {
+    for (int i = 0; i < map->spec.family->array_count; i++)
+        array_poison(map, image, i, round);
+}
+
+/* The output whose elements are every byte of region r, and which no other array shares; -1: there
+ * is none. */
+static int covering(const struct qn_regions *map, int r)
+{
+    int found = -1;
     for (int i = 0; i < map->spec.family->array_count; i++) {
-        struct poisoner poisoner = { map, image, i, qn_poison_byte(map->shapes[i].dtype, round) };
-        if (qn_is_poisoned(map, i))
-            each_piece(map, i, poison_piece, &poisoner);
+        if (map->region_of[i] != r)
+            continue;
+        if (found >= 0 || map->shapes[i].role == QUERN_IN)
+            return -1;
+        found = i;
     }
+    const struct quern_ranges *touched = &map->touched[found];
+    bool is_dense = map->layouts[found].outer_rank == 0;
+    bool is_whole = touched->count == 1 && touched->list[0].begin == 0 &&
+                    touched->list[0].end == map->regions[r].bytes;
+    return is_dense && is_whole ? found : -1;
+}
+
+static int region_poison(const struct qn_regions *map, const struct qn_place *place, int r,
+                         const struct qn_image *before, struct qn_image *work, int round,
+                         struct quern_message *why)
+{
+    const struct qn_region *region = &map->regions[r];
+    struct quern_context *ctx = map->ctx;
+    int output = covering(map, r);
+    if (output >= 0 && qn_is_poisoned(map, output)) {
+        int byte = qn_poison_byte(map->shapes[output].dtype, round);
+        int status =
+            ctx->backend->fill(ctx->device, place->base[r], byte, (size_t)region->bytes, NULL);
+        if (status)
+            quern_refuse(why, "the device cannot fill %lld bytes", (long long)region->bytes);
+        return status;
+    }
+    host_copy(work->data[r], before->data[r], region->packed_bytes);
+    for (int i = 0; i < map->spec.family->array_count; i++) {
+        if (map->region_of[i] == r)
+            array_poison(map, work, i, round);
+    }
+    return region_write(map, place, r, work, why);
+}
+
+int qn_place_poison(const struct qn_regions *map, const struct qn_place *place,
+                    const struct qn_image *before, struct qn_image *work, int round,
+                    struct quern_message *why)
+{
+    for (int r = 0; r < map->count; r++) {
+        if (map->regions[r].is_written)
+            QN_TRY(region_poison(map, place, r, before, work, round, why));
+    }
+    return QUERN_OK;
 }
 
 struct masker {
@@ -516,8 +615,8 @@ struct masker {
 static void mask_piece(void *user, int64_t offset, int64_t bytes)
 {
     const struct masker *masker = user;
-    memcpy(qn_image_at(masker->map, masker->after, masker->index, offset, bytes),
-           qn_image_at(masker->map, masker->before, masker->index, offset, bytes), (size_t)bytes);
+    host_copy(qn_image_at(masker->map, masker->after, masker->index, offset, bytes),
+              qn_image_at(masker->map, masker->before, masker->index, offset, bytes), bytes);
 }
 
 /* The array that byte `at` of region r belongs to, and where in it; -1: it lies between arrays. */
@@ -570,7 +669,7 @@ bool qn_images_equal(const struct qn_regions *map, const struct qn_image *a,
 {
     for (int r = 0; r < map->count; r++) {
         int64_t bytes = map->regions[r].packed_bytes, offset = 0;
-        if (!a->data[r] || !b->data[r] || !memcmp(a->data[r], b->data[r], (size_t)bytes))
+        if (!a->data[r] || !b->data[r] || is_host_equal(a->data[r], b->data[r], bytes))
             continue;
         int64_t packed = first_difference(a->data[r], b->data[r], bytes);
         int index = array_at(map, r, unpacked(&map->regions[r], packed), &offset);
@@ -582,29 +681,89 @@ bool qn_images_equal(const struct qn_regions *map, const struct qn_image *a,
     return true;
 }
 
-/* A comparison under way: regions that `after` lacks are read through `chunk`. */
+/* ---- What may not ---------------------------------------------------------------------------- */
+
+/* A comparison under way. */
 struct comparison {
     const struct qn_regions *map;
     const struct qn_place *place;
     const struct qn_image *before;
     struct qn_image *after;
-    char *chunk;
 };
+
+/* Where a region is seen to differ. */
+struct finding {
+    int64_t at; /* the first byte; INT64_MAX: nowhere */
+    int status; /* of reading the device */
+    struct quern_message why;
+};
+
+/* A thread's; bytes [at, at + bytes) of region r, read through `chunk` where `after` lacks them. */
+static void compare_chunk(const struct comparison *work, int r, const struct qn_segment *segment,
+                          int64_t at, char *chunk, struct finding *found)
+{
+    int64_t bytes = segment->end - at < CHUNK_BYTES ? segment->end - at : CHUNK_BYTES;
+    int64_t packed = segment->packed + (at - segment->begin);
+    const char *before = work->before->data[r] + packed;
+    const char *now = work->after->data[r] ? work->after->data[r] + packed : chunk;
+    if (found->status || at > found->at)
+        return;
+    if (now == chunk)
+        found->status = copy_bytes(work->map, chunk, work->place->base[r] + at, bytes, &found->why);
+    if (!found->status && memcmp(before, now, (size_t)bytes))
+        found->at = at + first_difference(before, now, bytes);
+}
+
+static void finding_merge(struct finding *all, const struct finding *one)
+{
+    if (one->status && !all->status) {
+        all->status = one->status;
+        all->why = one->why;
+    }
+    all->at = one->at < all->at ? one->at : all->at;
+}
 
 static int compare_segment(const struct comparison *work, int r, const struct qn_segment *segment,
                            struct quern_message *why)
 {
-    const char *before = work->before->data[r], *after = work->after->data[r];
-    for (int64_t at = segment->begin; at < segment->end; at += CHUNK_BYTES) {
-        int64_t bytes = segment->end - at < CHUNK_BYTES ? segment->end - at : CHUNK_BYTES;
-        int64_t packed = segment->packed + (at - segment->begin);
-        const char *now = after ? after + packed : work->chunk;
-        if (!after)
-            QN_TRY(copy_bytes(work->map, work->chunk, work->place->base[r] + at, bytes, why));
-        if (memcmp(before + packed, now, (size_t)bytes))
-            return refuse_byte(work->map, r, at + first_difference(before + packed, now, bytes),
-                               why);
+    struct finding all = { .at = INT64_MAX };
+    bool is_long = segment->end - segment->begin > 4 * (int64_t)CHUNK_BYTES;
+    int threads = omp_get_max_threads() < COMPARE_THREADS ? omp_get_max_threads() : COMPARE_THREADS;
+#pragma omp parallel num_threads(is_long ? threads : 1)
+    {
+        struct finding mine = { .at = INT64_MAX };
+        char *chunk = malloc(CHUNK_BYTES);
+        if (!chunk)
+            mine.status = out_of_memory(&mine.why, CHUNK_BYTES);
+#pragma omp for schedule(dynamic)
+        for (int64_t at = segment->begin; at < segment->end; at += CHUNK_BYTES)
+            compare_chunk(work, r, segment, at, chunk, &mine);
+        free(chunk);
+#pragma omp critical
+        finding_merge(&all, &mine);
     }
+    if (all.status)
+        *why = all.why;
+    if (all.status || all.at == INT64_MAX)
+        return all.status;
+    return refuse_byte(work->map, r, all.at, why);
+}
+
+/* What a call may change is made equal first; a region that is all that need not be looked at. */
+static int compare_region(const struct comparison *work, int r, struct quern_message *why)
+{
+    const struct qn_regions *map = work->map;
+    const struct qn_region *region = &map->regions[r];
+    if (covering(map, r) >= 0)
+        return QUERN_OK;
+    for (int i = 0; i < map->spec.family->array_count; i++) {
+        struct masker masker = { map, work->before, work->after, i };
+        bool is_written = map->shapes[i].role == QUERN_OUT || map->shapes[i].role == QUERN_INOUT;
+        if (is_written && map->region_of[i] == r)
+            each_piece(map, i, mask_piece, &masker);
+    }
+    for (int64_t s = 0; s < region->segment_count; s++)
+        QN_TRY(compare_segment(work, r, &region->segments[s], why));
     return QUERN_OK;
 }
 
@@ -612,19 +771,8 @@ int qn_regions_compare(const struct qn_regions *map, const struct qn_place *plac
                        const struct qn_image *before, struct qn_image *after,
                        struct quern_message *why)
 {
-    struct comparison work = { map, place, before, after, malloc(CHUNK_BYTES) };
-    int status = work.chunk ? QUERN_OK : out_of_memory(why, CHUNK_BYTES);
-    for (int i = 0; i < map->spec.family->array_count && !status; i++) {
-        struct masker masker = { map, before, after, i };
-        bool is_written = map->shapes[i].role == QUERN_OUT || map->shapes[i].role == QUERN_INOUT;
-        if (is_written && map->region_of[i] >= 0)
-            each_piece(map, i, mask_piece, &masker);
-    }
-    for (int r = 0; r < map->count && !status; r++) {
-        const struct qn_region *region = &map->regions[r];
-        for (int64_t s = 0; s < region->segment_count && !status; s++)
-            status = compare_segment(&work, r, &region->segments[s], why);
-    }
-    free(work.chunk);
-    return status;
+    const struct comparison work = { map, place, before, after };
+    for (int r = 0; r < map->count; r++)
+        QN_TRY(compare_region(&work, r, why));
+    return QUERN_OK;
 }

@@ -97,6 +97,11 @@ bool qn_is_poisoned(const struct qn_regions *map, int index);
 unsigned char qn_poison_byte(int dtype, int round);
 /* Fill the elements of poisoned outputs, not the padding between rows. */
 void qn_image_poison(const struct qn_regions *map, struct qn_image *image, int round);
+/* Make the written regions at `place` what they are before a run: as in `before`, with poisoned
+ * outputs. `work` is a WRITTEN image to do it in; what it holds afterwards is no matter. */
+int qn_place_poison(const struct qn_regions *map, const struct qn_place *place,
+                    const struct qn_image *before, struct qn_image *work, int round,
+                    struct quern_message *why);
 
 /* Whether all that both images hold is the same, bit for bit; else `where` names the first array
  * and byte that is not. */

@@ -3,12 +3,15 @@
  *     1. before image     what the arrays hold, on the host
  *     2. expectation      the reference on it, once
  *     3. per candidate, on copy 0 of the workset, for each grid order
- *          write the before image with poisoned outputs; fill the workspace with NaN; launch
+ *          restore the written regions and poison outputs; fill the workspace with NaN; launch
  *          PARALLEL   compared with the expectation
  *          FORWARD    bit-equal to the first run; compared, if the variant may differ in rounding
  *          REVERSE    likewise
  *     4. at last, whatever no element of an output covers is as it was: inputs, the padding between
  *        rows, guards of arrays and of the workspace
+ *
+ * A GPU runs blocks in what order it likes: there the further runs are a test that runs repeat, one
+ * for each candidate and two for the default and the winner.
  *
  * The serial orders of a large problem take as many times longer as there are cores: the caller
  * says from where on they are left out, and has the winner checked in full.
@@ -44,8 +47,8 @@ static int draw_contents(struct quern_context *ctx, const struct quern_spec *spe
     int status = quern_fill(ctx, spec, index, seed, host);
     if (status)
         quern_refuse(why, "%s", quern_errmsg(ctx));
-    else if ((status = ctx->backend->copy(ctx->device, drawn->data, host, drawn->bytes, NULL)))
-        quern_refuse(why, "the device cannot copy %zu bytes", drawn->bytes);
+    else
+        status = qn_copy(ctx, drawn->data, host, drawn->bytes, why);
     free(host);
     return status;
 }
@@ -94,6 +97,7 @@ static int workset_init(struct qn_testbed *bed, size_t memory_bytes, uint64_t se
                         : memory_bytes > drawn ? memory_bytes - drawn
                                                : 1,
         .rotate_bytes = qn_rotate_bytes(&bed->ctx->profile),
+        .is_flushable = bed->ctx->backend->kind == QUERN_CUDA,
         .seed = seed,
     };
     return qn_workset_init(&bed->set, &bed->map, &options, why);
@@ -165,9 +169,7 @@ static int run_once(struct qn_testbed *bed, const struct quern_kernel *kernel, i
     struct qn_place place;
     qn_workset_place(&bed->set, 0, &place);
     qn_place_arrays(&bed->map, &place, arrays);
-    qn_image_copy(&bed->map, &bed->before, &bed->after);
-    qn_image_poison(&bed->map, &bed->after, round);
-    QN_TRY(qn_image_write(&bed->map, &place, &bed->after, why));
+    QN_TRY(qn_place_poison(&bed->map, &place, &bed->before, &bed->after, round, why));
     QN_TRY(qn_workset_scratch(&bed->set, why));
 
     double start = qn_now_ms();
@@ -197,6 +199,11 @@ static int check_untouched(struct qn_testbed *bed, struct quern_message *why)
     return qn_regions_compare(&bed->map, &place, &bed->before, &bed->after, why);
 }
 
+static bool has_orders(const struct qn_testbed *bed)
+{
+    return bed->ctx->backend->kind == QUERN_CPU;
+}
+
 /* A run in another order, against the first. A kernel that changed its inputs differs too, but for
  * that reason. */
 static int check_order(struct qn_testbed *bed, const struct quern_kernel *kernel,
@@ -211,23 +218,30 @@ static int check_order(struct qn_testbed *bed, const struct quern_kernel *kernel
     if (kernel->variant->is_nondeterministic)
         return check_values(bed, why);
     QN_TRY(check_untouched(bed, why));
-    quern_refuse(why, "%.300s differs when blocks run %s: they depend on each other", where.text,
-                 names[order]);
+    if (has_orders(bed))
+        quern_refuse(why, "%.300s differs when blocks run %s: they depend on each other",
+                     where.text, names[order]);
+    else
+        quern_refuse(why, "%.300s differs between runs", where.text);
     return QUERN_CHECK_FAILED;
 }
 
-/* Both serial orders, unless they would take too long. */
+/* Both serial orders, unless they would take too long. Where there are no orders, one repetition,
+ * or two of whoever is checked without limits. */
 static int check_orders(struct qn_testbed *bed, const struct quern_kernel *kernel, double ms,
                         const struct qn_check_limits *limits, bool *is_complete,
                         struct quern_message *why)
 {
     double serial_ms = ms * fmax(bed->ctx->profile.cores, 1);
-    *is_complete = limits->serial_ms == 0 || serial_ms <= limits->serial_ms;
-    if (!*is_complete)
+    bool is_limited = limits->serial_ms > 0;
+    *is_complete = !is_limited || (has_orders(bed) && serial_ms <= limits->serial_ms);
+    if (!*is_complete && has_orders(bed))
         return QUERN_OK;
-    qn_image_copy(&bed->map, &bed->after, &bed->first);
+    const struct qn_image swapped = bed->first;
+    bed->first = bed->after;
+    bed->after = swapped;
     QN_TRY(check_order(bed, kernel, QN_GRID_FORWARD, why));
-    return check_order(bed, kernel, QN_GRID_REVERSE, why);
+    return *is_complete ? check_order(bed, kernel, QN_GRID_REVERSE, why) : QUERN_OK;
 }
 
 static int check_all(struct qn_testbed *bed, const struct quern_kernel *kernel,

@@ -56,6 +56,7 @@
 #define SERIAL_MS 500.0  /* a run in one thread longer than this is left to the winner */
 #define SEARCH_SHARE 0.8 /* of the budget; the rest is for later rounds */
 #define MAX_JOBS 32
+#define BENCH_CORES 2 /* kept from compilers while a GPU is benched: launches wait for nobody */
 #define LEASE_EXPIRY_S 180.0
 #define LEASE_WAIT_S 3600.0 /* without a budget of our own */
 #define LEASE_SLICE_S 1.0   /* how often a waiting caller hears of it */
@@ -382,11 +383,13 @@ static int first_round(struct search *search)
 
 static int builder_make(struct search *search)
 {
-    int jobs = search->options->jobs ? search->options->jobs : omp_get_num_procs();
+    bool is_exclusive = search->ctx->backend->kind == QUERN_CPU;
+    int cores = omp_get_num_procs() - (is_exclusive ? 0 : BENCH_CORES);
+    int jobs = search->options->jobs ? search->options->jobs : cores;
     double budget = search->options->budget_s;
     struct qn_builder_options options = {
         .jobs = jobs < MAX_JOBS ? jobs : MAX_JOBS,
-        .is_exclusive = search->ctx->backend->kind == QUERN_CPU,
+        .is_exclusive = is_exclusive,
         .deadline_ms =
             budget > 0 ? search->search_ms + budget * SEARCH_SHARE * 1e3 : (double)INFINITY,
     };
@@ -454,10 +457,9 @@ static int candidate_load(struct search *search, struct qn_candidate *candidate)
 static int turn(struct search *search, struct qn_candidate *candidate, struct qn_samples *samples)
 {
     struct quern_message why;
-    int count = (int)fmin(fmax(TURN_MS * 1e3 / fmax(candidate->stat.median, 0.1), 1),
-                          QN_MAX_SAMPLES / CONFIRM_TURNS);
     QN_TRY(candidate_load(search, candidate));
-    int status = qn_measure_batch(&search->bed.set, candidate->kernel, count, samples, &why);
+    int status = qn_measure_turn(&search->bed.set, candidate->kernel, candidate->stat.median,
+                                 TURN_MS, QN_MAX_SAMPLES / CONFIRM_TURNS, samples, &why);
     return status ? qn_fail_why(search->ctx, status, &why) : QUERN_OK;
 }
 
@@ -705,11 +707,11 @@ static int profile_check(struct quern_context *ctx)
     struct quern_target target;
     struct quern_profile own;
     ctx->backend->describe(ctx->device, &target, &own);
-    if (!strcmp(own.name, ctx->profile.name))
+    if (!ctx->options.profile || !strcmp(own.name, ctx->options.profile))
         return QUERN_OK;
     return qn_fail(ctx, QUERN_INVALID,
                    "device-profile=%s: tuning needs the device itself; leave it out",
-                   ctx->profile.name);
+                   ctx->options.profile);
 }
 
 static int request_check(struct quern_context *ctx, const struct quern_request *request,
@@ -740,7 +742,7 @@ static int request_check(struct quern_context *ctx, const struct quern_request *
     QN_TRY(profile_check(ctx));
     int status = qn_spec_check(request->spec, &why);
     if (!status && request->arrays)
-        status = qn_arrays_bind(request->spec, request->arrays, bound, &why);
+        status = qn_call_bind(ctx, request->spec, request->arrays, bound, &why);
     return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
 }
 

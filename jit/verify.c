@@ -35,9 +35,7 @@ static int verify_run(struct quern_context *ctx, struct verification *work,
                       struct quern_kernel *kernel, const struct quern_array *arrays,
                       struct quern_message *why)
 {
-    qn_image_copy(&work->map, &work->before, &work->after);
-    qn_image_poison(&work->map, &work->after, 0);
-    QN_TRY(qn_image_write(&work->map, &work->place, &work->after, why));
+    QN_TRY(qn_place_poison(&work->map, &work->place, &work->before, &work->after, 0, why));
     int status = quern_launch(ctx, kernel, &work->map.spec, arrays, NULL);
     if (status) {
         quern_refuse(why, "%s", quern_errmsg(ctx));
@@ -82,7 +80,7 @@ int quern_verify(struct quern_context *ctx, struct quern_kernel *kernel,
                                : "check");
     int status = qn_spec_check(spec, &why);
     if (!status)
-        status = qn_arrays_bind(spec, arrays, bound, &why);
+        status = qn_call_bind(ctx, spec, arrays, bound, &why);
     if (!status)
         status = qn_kernel_accepts(kernel, spec, arrays, &why);
     if (status)

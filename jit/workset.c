@@ -10,7 +10,9 @@
  *
  * - A private region lies at the same address modulo 256 as the caller's, so that alignment, which
  *   is part of what a kernel was made for, stays.
- * - Enough copies are made that, used in turn, each launch finds its inputs out of the cache.
+ * - Enough copies are made that, used in turn, each launch finds its inputs out of the cache. Where
+ *   memory is short or a pool is used in place, a GPU's cache is flushed instead, by filling a
+ *   buffer of twice its size, which comes on top of memory_bytes.
  * - Restore-value copies regions that are both read and written from the caller's memory, which no
  *   kernel has been near; a pool's from `saved`. Regions that are only written need none.
  * - Guards are random bytes: a kernel that writes zeros, or its own output, past the end is seen.
@@ -34,11 +36,7 @@ static int64_t round_up(int64_t value)
 static int device_copy(const struct qn_workset *set, void *to, const void *from, int64_t bytes,
                        struct quern_message *why)
 {
-    struct quern_context *ctx = set->map->ctx;
-    if (!bytes || !ctx->backend->copy(ctx->device, to, from, (size_t)bytes, NULL))
-        return QUERN_OK;
-    quern_refuse(why, "the device cannot copy %lld bytes", (long long)bytes);
-    return QUERN_DEVICE;
+    return qn_copy(set->map->ctx, to, from, (size_t)bytes, why);
 }
 
 static int device_alloc(const struct qn_workset *set, int64_t bytes, void *out,
@@ -171,6 +169,19 @@ static void guard_draw(struct qn_workset *set, uint64_t seed)
     }
 }
 
+/* Copies in turn are out of the cache when they hold everything and are large enough together. Of
+ * the smallest problems there are not; they are not worth flushing a cache for. */
+static bool is_rotated(const struct qn_workset *set, int64_t rotate_bytes)
+{
+    if (rotate_bytes <= 0 || set->copies == MAX_COPIES)
+        return true;
+    for (int r = 0; r < set->map->count; r++) {
+        if (!set->is_private[r])
+            return false;
+    }
+    return (int64_t)set->slab_bytes >= rotate_bytes;
+}
+
 int qn_workset_init(struct qn_workset *set, const struct qn_regions *map,
                     const struct qn_workset_options *options, struct quern_message *why)
 {
@@ -186,6 +197,10 @@ int qn_workset_init(struct qn_workset *set, const struct qn_regions *map,
     for (int r = 0; r < map->count && !status; r++) {
         if (is_saved(set, r))
             status = pool_save(set, r, why);
+    }
+    if (!status && options->is_flushable && !is_rotated(set, options->rotate_bytes)) {
+        set->flush_bytes = (size_t)options->rotate_bytes;
+        status = device_alloc(set, options->rotate_bytes, &set->flush, why);
     }
     if (!status)
         status = qn_workset_reset(set, why);
@@ -215,6 +230,8 @@ int qn_workset_fini(struct qn_workset *set, struct quern_message *why)
         qn_free(set->map->ctx, set->saved[r], (size_t)set->map->regions[r].packed_bytes, NULL);
     }
     workspace_free(set);
+    if (set->flush)
+        qn_free(set->map->ctx, set->flush, set->flush_bytes, NULL);
     if (set->slab)
         qn_free(set->map->ctx, set->slab, set->slab_bytes, NULL);
     memset(set, 0, sizeof(*set));
@@ -224,6 +241,7 @@ int qn_workset_fini(struct qn_workset *set, struct quern_message *why)
 int64_t qn_workset_bytes(const struct qn_workset *set)
 {
     int64_t bytes = (int64_t)(set->slab_bytes + set->workspace_allocated);
+    bytes += set->flush ? (int64_t)set->flush_bytes : 0;
     for (int r = 0; r < set->map->count; r++)
         bytes += set->saved[r] ? set->map->regions[r].packed_bytes : 0;
     return bytes;
@@ -306,17 +324,16 @@ int qn_workset_guards(const struct qn_workset *set, struct quern_message *why)
 
 /* ---- Contents ------------------------------------------------------------------------------ */
 
-static int copy_reset(struct qn_workset *set, int copy, struct quern_message *why)
+/* Copy 0, which has guards. */
+static int first_reset(struct qn_workset *set, struct quern_message *why)
 {
-    char *base = set->slab + (int64_t)copy * set->copy_bytes;
+    char *base = set->slab;
     for (int r = 0; r < set->map->count; r++) {
         const struct qn_region *region = &set->map->regions[r];
         if (!set->is_private[r])
             continue;
         char *data = base + set->slot[r];
         QN_TRY(device_copy(set, data, region->base, region->bytes, why));
-        if (copy)
-            continue;
         QN_TRY(guard_write(set, base + set->slot_begin[r], data, why));
         QN_TRY(guard_write(set, data + region->bytes, base + set->slot_end[r], why));
     }
@@ -334,8 +351,13 @@ static int workspace_guard(struct qn_workset *set, struct quern_message *why)
 
 int qn_workset_reset(struct qn_workset *set, struct quern_message *why)
 {
-    for (int copy = 0; copy < set->copies; copy++)
-        QN_TRY(copy_reset(set, copy, why));
+    QN_TRY(first_reset(set, why));
+    /* The others from those before them: of thousands, each device copy takes microseconds. */
+    for (int done = 1, more; done < set->copies; done += more) {
+        more = set->copies - done < done ? set->copies - done : done;
+        QN_TRY(device_copy(set, set->slab + done * set->copy_bytes, set->slab,
+                           more * set->copy_bytes, why));
+    }
     for (int r = 0; r < set->map->count; r++) {
         if (set->saved[r])
             QN_TRY(pool_restore(set, r, why));
@@ -357,6 +379,15 @@ int qn_workset_restore(struct qn_workset *set, int copy, struct quern_message *w
             QN_TRY(device_copy(set, place.base[r], region->base, region->bytes, why));
     }
     return QUERN_OK;
+}
+
+bool qn_workset_restores(const struct qn_workset *set)
+{
+    for (int r = 0; r < set->map->count; r++) {
+        if (set->map->regions[r].is_written && set->map->regions[r].is_read)
+            return true;
+    }
+    return false;
 }
 
 int qn_workset_batch(const struct qn_workset *set)
@@ -385,14 +416,24 @@ int qn_workset_workspace(struct qn_workset *set, size_t bytes, struct quern_mess
     return workspace_guard(set, why);
 }
 
-int qn_workset_scratch(struct qn_workset *set, struct quern_message *why)
+static int device_fill(struct qn_workset *set, char *data, int byte, size_t bytes,
+                       struct quern_message *why)
 {
     struct quern_context *ctx = set->map->ctx;
-    if (!set->workspace ||
-        !ctx->backend->fill(ctx->device, set->workspace, 0xff, set->workspace_bytes, NULL))
-        return QUERN_OK;
-    quern_refuse(why, "the device cannot fill %zu bytes", set->workspace_bytes);
-    return QUERN_DEVICE;
+    int status = data ? ctx->backend->fill(ctx->device, data, byte, bytes, NULL) : QUERN_OK;
+    if (status)
+        quern_refuse(why, "the device cannot fill %zu bytes", bytes);
+    return status;
+}
+
+int qn_workset_scratch(struct qn_workset *set, struct quern_message *why)
+{
+    return device_fill(set, set->workspace, 0xff, set->workspace_bytes, why);
+}
+
+int qn_workset_flush(struct qn_workset *set, struct quern_message *why)
+{
+    return device_fill(set, set->flush, 0, set->flush_bytes, why);
 }
 
 /* ---- Inputs in place ----------------------------------------------------------------------- */

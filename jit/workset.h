@@ -8,7 +8,8 @@
 struct qn_workset_options {
     size_t memory_bytes;  /* device memory it may take; 0: a quarter of what is free */
     int64_t rotate_bytes; /* copies until they make up this much: inputs are then not in cache */
-    uint64_t seed;        /* of the guards' pattern */
+    bool is_flushable; /* a GPU: where copies do not make it up, writing as much elsewhere does */
+    uint64_t seed;     /* of the guards' pattern */
 };
 
 struct qn_workset {
@@ -22,6 +23,8 @@ struct qn_workset {
     int next;   /* copy that the next timed launch uses */
     char *slab;
     size_t slab_bytes;
+    char *flush; /* rotate_bytes that are written before a timed launch; NULL: copies do */
+    size_t flush_bytes;
     char *saved[QUERN_MAX_ARRAYS]; /* device copy of a written pool's segments */
     char *workspace;               /* between its guards */
     size_t workspace_bytes;        /* as last asked for */
@@ -48,6 +51,11 @@ int qn_workset_restore(struct qn_workset *set, int copy, struct quern_message *w
 /* How many launches, on copies in turn, one restoring of each can serve: 1 if a pool is used in
  * place, since all copies share it. */
 int qn_workset_batch(const struct qn_workset *set);
+/* Drive what earlier launches and restoring left out of the device's cache, where copies in turn do
+ * not. Does nothing on a CPU. */
+int qn_workset_flush(struct qn_workset *set, struct quern_message *why);
+/* Whether restoring does anything. */
+bool qn_workset_restores(const struct qn_workset *set);
 /* Fill the workspace with NaN: no kernel may count on what scratch holds. */
 int qn_workset_scratch(struct qn_workset *set, struct quern_message *why);
 

@@ -76,8 +76,12 @@ class CommandCase(unittest.TestCase):
         return path
 
     def quern(self, *words, code=0, **environment):
+        """On the CPU unless words name a device: what these cases say holds where a GPU is, too."""
+        words = [str(word) for word in words]
+        if not any(re.fullmatch("--device(=.*)?", word) for word in words):
+            words = ["--device", "cpu", *words]
         done = subprocess.run(
-            [BINARY, *map(str, words)],
+            [BINARY, *words],
             cwd=self.folder,
             env={**self.environment, **environment},
             stdin=subprocess.DEVNULL,
@@ -85,13 +89,13 @@ class CommandCase(unittest.TestCase):
             text=True,
             timeout=120,
         )
-        shown = f"quern {' '.join(map(str, words))}\n{done.stdout}{done.stderr}"
+        shown = f"quern {' '.join(words)}\n{done.stdout}{done.stderr}"
         self.assertEqual(done.returncode, code, shown)
         return done
 
     def json(self, *words, code=0, **environment):
         """The one object on the one line of stdout; nothing on stderr."""
-        done = self.quern(*words, "--json", "--device", "cpu", code=code, **environment)
+        done = self.quern(*words, "--json", code=code, **environment)
         self.assertEqual(done.stdout.count("\n"), 1, done.stdout)
         if not code:
             self.assertEqual(done.stderr, "")
@@ -128,8 +132,12 @@ class VerbsTest(CommandCase):
 
     def test_doctor_says_what_a_missing_compiler_means(self):
         note = "only kernels that are in the cache can run"
-        self.assertNotIn(note, self.quern("doctor").stdout)
-        self.assertIn(note, self.quern("doctor", QUERN_CLANG="/nowhere").stdout)
+        cpu, cuda = self.quern("doctor", QUERN_CLANG="/nowhere").stdout.split("\ncuda\n")
+        self.assertIn(note, cpu)
+        cpu, cuda = self.quern("doctor", QUERN_NVRTC="/nowhere").stdout.split("\ncuda\n")
+        self.assertNotIn(note, cpu)
+        usable = self.json("doctor")["cuda"]["usable"] == "yes"
+        self.assertEqual(note in cuda, usable, cuda)
 
     def test_doctor_helps_where_the_cache_cannot_be_used(self):
         done = self.quern("doctor", "--json", "--cache", self.folder, code=1)
@@ -161,11 +169,11 @@ class VerbsTest(CommandCase):
         self.assertIn("bf16", params["a"]["domain"])
 
     def test_gen_prints_defines_and_template(self):
-        source = self.quern("gen", *SMALL, "--device", "cpu").stdout
+        source = self.quern("gen", *SMALL).stdout
         self.assertIn("#define ", source)
         self.assertEqual(self.json("gen", *SMALL)["source"], source)
         self.assertEqual(list(self.json("gen", *SMALL)), "family spec target source".split())
-        other = self.quern("gen", *SMALL, "--target", "cpu:x86-64-v1", "--device", "cpu").stdout
+        other = self.quern("gen", *SMALL, "--target", "cpu:x86-64-v1").stdout
         self.assertIn("#define ", other)
 
     def test_build_compiles_once_a_target(self):
@@ -178,6 +186,46 @@ class VerbsTest(CommandCase):
         self.assertEqual({build["artifact"] for build in built["builds"]}, {"compiled"})
         again = self.json("build", *SMALL, "--target", targets)
         self.assertEqual({build["artifact"] for build in again["builds"]}, {"disk"})
+
+    def test_other_targets_are_planned_with_the_profile_that_fits_them(self):
+        gen = ["gen", "copy", "n=1000", "--target"]
+        for target, name in (("sm_90a", "h100"), ("sm_80", "l40s"), ("sm_80", "a100")):
+            self.assertIn("#define ", self.quern(*gen, target, "--device-profile", name).stdout)
+        for target, name, sm in (
+            ("sm_90a", "a100", "sm_80"),
+            ("sm_89", "a100", "sm_80"),
+            ("sm_80", "h100", "sm_90"),
+            ("sm_120a", "b200", "sm_100"),
+            ("sm_80", "cpu-desktop-8", "cpu"),
+        ):
+            done = self.quern(*gen, target, "--device-profile", name, code=2)
+            wanted = f"quern: device-profile={name}: is for {sm}, target={target}\n"
+            self.assertEqual(done.stderr, wanted)
+        done = self.quern("run", *SMALL, "--device-profile", "h100", code=2)
+        self.assertIn("device-profile=h100: is for sm_90, target=cpu:", done.stderr)
+        done = self.quern("tune", *SMALL, "--device-profile", "h100", code=2)
+        self.assertIn("device-profile=h100: tuning needs the device itself", done.stderr)
+
+    def test_gpu_kernels_are_built_where_no_gpu_is(self):
+        if "nvrtc_version" not in self.json("doctor")["cuda"]:
+            self.skipTest("no NVRTC")
+        targets = "sm_80,sm_90a"
+        built = self.json("build", "copy", "n=1000", "--target", targets)["builds"]
+        self.assertEqual([build["target"] for build in built], targets.split(","))
+        for build in built:
+            for step in build["steps"]:
+                self.assertEqual(step["spills"], 0)
+                self.assertGreater(step["registers"], 0)
+                self.assertGreaterEqual(step["shared_bytes"], 0)
+        (again,) = self.json("build", "copy", "n=1000", "--target", "sm_80")["builds"]
+        self.assertEqual(again["artifact"], "disk")
+        self.assertEqual(again["steps"][0]["registers"], built[0]["steps"][0]["registers"])
+
+    def test_a_device_that_is_not_here_is_refused_with_the_reason(self):
+        if self.json("doctor")["cuda"]["usable"] == "yes":
+            self.skipTest("it is here")
+        done = self.quern("run", *SMALL, "--device", "cuda", code=1)
+        self.assertRegex(done.stderr, r"\Aquern: device=cuda[^\n]*\n\Z")
 
     def test_run_reports_every_field(self):
         report = self.run_json(*SMALL, "--check")
@@ -541,8 +589,7 @@ class RefusalCase(CommandCase):
         state = state or self.cache_bytes
         with self.subTest(" ".join(words)):
             before = state()
-            device = [] if "--device" in words else ["--device", "cpu"]
-            done = self.quern(*words, *device, code=code, **environment)
+            done = self.quern(*words, code=code, **environment)
             self.assertEqual(done.stdout, "")
             self.assertIn(expected, done.stderr)
             if lines:

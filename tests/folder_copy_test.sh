@@ -23,13 +23,19 @@ sed -i 's/x \*= factor/x *= 2 * factor/' templates/scale/scale_cpu.c
 
 check "the tree builds" make "B=$build_name" "$build_name/quern"
 quern=$tree/$build_name/quern
+run() { "$quern" run "$@" --check --device cpu; }
 check "the new family is listed" grep -q scale <("$quern" families)
 check "its help is its own" grep -q 'half of what x is multiplied by' <("$quern" families scale)
-check "its parameter's old name is unknown" refuses "$quern" run scale n=1000 alpha=3
-check "its reference tells the changed kernel" refuses "$quern" run scale n=1000 factor=3 --check
+check "its parameter's old name is unknown" refuses run scale n=1000 alpha=3
+check "its reference tells the changed kernel" refuses run scale n=1000 factor=3
 sed -i 's/(float)v->factor/2 * &/' templates/scale/scale_ref.c
 check "the tree builds again" make "B=$build_name" "$build_name/quern"
-check "it computes" "$quern" run scale n=1000 factor=3 --check
-check "in place too" "$quern" run scale n=1000 factor=0.5 inplace=1 dtype=bf16 --check
-check "the family it came from still computes" "$quern" run copy n=1000 alpha=3 --check
+check "it computes" run scale n=1000 factor=3
+check "in place too" run scale n=1000 factor=0.5 inplace=1 dtype=bf16
+check "the family it came from still computes" run copy n=1000 alpha=3
+if "$quern" doctor | grep -q 'nvrtc_version *nvrtc'; then
+    check "it compiles for GPUs" "$quern" build scale n=1000 factor=3 --target sm_80,sm_90a
+else
+    skip "no NVRTC: nothing is compiled for GPUs"
+fi
 finish

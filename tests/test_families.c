@@ -436,6 +436,18 @@ static bool spec_random(const struct quern_family *family, struct quern_spec *sp
     return !quern_spec_validate(ctx, spec);
 }
 
+/* The first that serves the problem on the CPU. */
+static const struct quern_variant *variant_here(const struct quern_family *family,
+                                                const struct quern_problem *problem)
+{
+    int v = 0;
+    while (family->variants[v] && (family->variants[v]->device != problem->target->kind ||
+                                   !family->variants[v]->supports(problem)))
+        v++;
+    ck_assert_msg(family->variants[v], "%s: no variant serves it", family->name);
+    return family->variants[v];
+}
+
 static void plan_and_bind(const struct quern_spec *spec)
 {
     static struct quern_plan plan;
@@ -451,7 +463,7 @@ static void plan_and_bind(const struct quern_spec *spec)
     qn_bucket_make(spec, arrays, &bucket);
     const struct quern_problem problem = { &bucket.spec, &ctx->target, &ctx->profile,
                                            bucket.alignment };
-    const struct quern_variant *variant = spec->family->variants[0];
+    const struct quern_variant *variant = variant_here(spec->family, &problem);
     variant->heuristic(&problem, config);
     ck_assert_msg(!qn_config_check(variant, &problem, config, &why), "%s: %s", text, why.text);
     memset(&plan, 0, sizeof(plan));

@@ -8,6 +8,7 @@
 #include "session.h"
 
 #include <stdio.h>
+#include <string.h>
 
 static const char *const sections[] = { "cpu", "cuda", "cache" };
 
@@ -46,10 +47,16 @@ static int open_somehow(struct session *session, const struct args *args, char c
     return status ? session_fail(session, status) : code;
 }
 
-/* Its version is a fact only of a compiler that was found and ran. */
-static int lacks_compiler(const json_t *cpu)
+/* A device is there, but not its compiler: its version is a fact only of one that was found. */
+static int lacks_compiler(const json_t *facts)
 {
-    return json_object_get(cpu, "clang") && !json_object_get(cpu, "clang_version");
+    static const char *const compilers[][2] = { { "clang", "clang_version" },
+                                                { "nvrtc", "nvrtc_version" } };
+    const char *usable = json_string_value(json_object_get(facts, "usable"));
+    for (size_t i = 0; i < sizeof(compilers) / sizeof(compilers[0]); i++)
+        if (json_object_get(facts, compilers[i][0]) && !json_object_get(facts, compilers[i][1]))
+            return usable && !strcmp(usable, "yes");
+    return 0;
 }
 
 static void print_facts(const json_t *facts)
@@ -62,7 +69,7 @@ static void print_facts(const json_t *facts)
         printf("\n%s\n", sections[i]);
         json_object_foreach(json_object_get(facts, sections[i]), name, value)
             printf("  %-12s %s\n", name, json_string_value(value));
-        if (i == 0 && lacks_compiler(json_object_get(facts, sections[i])))
+        if (lacks_compiler(json_object_get(facts, sections[i])))
             printf("  %-12s no compiler: only kernels that are in the cache can run\n", "note");
     }
 }

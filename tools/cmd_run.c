@@ -144,7 +144,7 @@ static void print_text(const struct run *run)
     print_kernel(&run->report);
     human_time(run->time.median_us, time);
     human_time(run->time.spread_us, spread);
-    printf("  time      %s +- %s, the median of %lld calls\n", time, spread,
+    printf("  time      %s +- %s, the median of %lld samples\n", time, spread,
            (long long)run->time.samples);
     if (run->tflops > 0)
         printf("  rate      %.3g TFLOP/s, %.3g GB/s\n", run->tflops, run->gbps);

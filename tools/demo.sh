@@ -1,8 +1,9 @@
 #!/bin/bash
 # demo.sh BUILD: the whole of quern in about a minute, after `make demo` has built it. With an empty
 # cache of its own it runs kernels on a real layer's shapes and on arrays from files, tunes, and
-# does the runs again in new processes, which find everything in the cache. Stops at the first thing
-# that is not as it says.
+# does the runs again in new processes, which find everything in the cache: on the CPU, and on the
+# GPU where there is one. Where there is none it compiles for GPUs that are not here. Stops at the
+# first thing that is not as it says.
 set -eu
 cd "$(dirname "$0")/.."
 build=$1
@@ -22,6 +23,8 @@ gemm m=1 n=4096 k=14336 a=bf16 b=bf16 d=bf16
 gemm m=512 n=4096 k=4096 a=bf16 b=bf16 d=bf16
 '
 tune_seconds=8
+elsewhere='gemm m=512 n=4096 k=4096 a=bf16 b=bf16 d=bf16'
+elsewhere_targets=sm_80,sm_89,sm_90a,sm_100a,sm_120a
 
 python=$(tools/find_python.sh)
 
@@ -32,6 +35,22 @@ rm -f "$cache" "$cache"-*
 
 quern() {
     "$build/quern" "$@" --cache "$cache" --json > "$work/out.json"
+}
+
+has() { # clang|nvrtc|gpu: as doctor found it
+    "$python" - "$work/doctor.json" "$1" << 'END'
+import json
+import sys
+
+facts = json.load(open(sys.argv[1]))
+cuda = facts["cuda"]
+found = {
+    "clang": "clang_version" in facts["cpu"],
+    "nvrtc": cuda.get("nvrtc_version", "").startswith("nvrtc"),
+    "gpu": cuda.get("usable") == "yes",
+}
+sys.exit(0 if found[sys.argv[2]] else 1)
+END
 }
 
 head_line() {
@@ -62,17 +81,16 @@ run_all() { # title, where artifacts may come from
     while read -r spec; do
         [ -n "$spec" ] || continue
         # shellcheck disable=SC2086 # a spec is words
-        quern run $spec --check
+        quern run $spec --check --device "$device"
         # shellcheck disable=SC2086
         row "$2" $spec
     done <<< "$runs"
 }
 
-"$build/quern" doctor --cache "$cache" | sed 's/^/  /'
-run_all 'An empty cache: what it lacks is compiled. Every output is checked.' 'compiled|disk'
-
 # d = a b^T of two arrays that NumPy wrote, and NumPy's own product beside it.
-"$python" - "$work" << 'END'
+run_from_files() {
+    from_file='gemm m=301 n=517 k=1033'
+    "$python" - "$work" << 'END'
 import sys
 import numpy
 
@@ -80,13 +98,13 @@ draw = numpy.random.default_rng()
 for name, shape in (("a", (301, 1033)), ("b", (517, 1033))):
     numpy.save(f"{sys.argv[1]}/{name}.npy", draw.standard_normal(shape, dtype=numpy.float32))
 END
-from_file='gemm m=301 n=517 k=1033'
-head_line 'Arrays from files.'
-# shellcheck disable=SC2086 # a spec is words
-quern run $from_file --in a="$work/a.npy" --in b="$work/b.npy" --out d="$work/d.npy" --check
-# shellcheck disable=SC2086
-row compiled $from_file
-"$python" - "$work" << 'END'
+    head_line 'Arrays from files.'
+    # shellcheck disable=SC2086 # a spec is words
+    quern run $from_file --device "$device" --check \
+        --in a="$work/a.npy" --in b="$work/b.npy" --out d="$work/d.npy"
+    # shellcheck disable=SC2086
+    row compiled $from_file
+    "$python" - "$work" << 'END'
 import sys
 import numpy
 
@@ -96,13 +114,15 @@ error = numpy.linalg.norm(d - expected) / numpy.linalg.norm(expected)
 print("  d.npy against NumPy's product: relative error %.1e" % error)
 sys.exit(0 if error < 1e-5 else 1)
 END
+}
 
-printf '\nTuning, %s s each.\n' "$tune_seconds"
-while read -r spec; do
-    [ -n "$spec" ] || continue
-    # shellcheck disable=SC2086 # a spec is words
-    quern tune $spec --budget "$tune_seconds"
-    "$python" - "$work/out.json" "$spec" << 'END'
+tune_all() {
+    printf '\nTuning, %s s each.\n' "$tune_seconds"
+    while read -r spec; do
+        [ -n "$spec" ] || continue
+        # shellcheck disable=SC2086 # a spec is words
+        quern tune $spec --budget "$tune_seconds" --device "$device"
+        "$python" - "$work/out.json" "$spec" << 'END'
 import json
 import sys
 
@@ -111,9 +131,57 @@ print("  %s\n    %d candidates, %d failed; best %.1f us, heuristic %.1f us: %.2f
     sys.argv[2], tune["candidates"], tune["failed"], tune["best"]["time_us"],
     tune["heuristic"]["time_us"], tune["speedup"]))
 END
-done <<< "$tuned"
+    done <<< "$tuned"
+}
 
-run_all 'The same in new processes: nothing is compiled, tuned configs are used.' disk
+demonstrate() { # device
+    device=$1
+    printf '\n==== --device %s\n' "$device"
+    run_all 'An empty cache: what it lacks is compiled. Every output is checked.' 'compiled|disk'
+    run_from_files
+    tune_all
+    run_all 'The same in new processes: nothing is compiled, tuned configs are used.' disk
+}
+
+build_elsewhere() {
+    printf '\nFor GPUs that are not here: %s\n' "$elsewhere"
+    # shellcheck disable=SC2086 # a spec is words
+    quern build $elsewhere --target "$elsewhere_targets" --device cpu
+    "$python" - "$work/out.json" "$elsewhere_targets" << 'END'
+import json
+import sys
+
+builds = json.load(open(sys.argv[1]))["builds"]
+for build in builds:
+    steps = build["steps"]
+    print("  %-8s  %-10s  %-8s  %6.0f ms  %s registers, %s bytes spilled" % (
+        build["target"], build["variant"], build["artifact"],
+        sum(step["compile_ms"] for step in steps), max(step["registers"] for step in steps),
+        sum(step["spills"] for step in steps)))
+sys.exit(0 if len(builds) == len(sys.argv[2].split(",")) else 1)
+END
+}
+
+"$build/quern" doctor --cache "$cache" | sed 's/^/  /'
+quern doctor
+mv "$work/out.json" "$work/doctor.json"
+has clang || has gpu || {
+    echo 'demo: neither a compiler for the CPU nor a GPU is here' >&2
+    exit 1
+}
+if has clang; then
+    demonstrate cpu
+else
+    printf '\nNo clang here: the CPU is skipped.\n'
+fi
+if ! has nvrtc; then
+    printf '\nNo NVRTC here (quern doctor says how to get it): GPUs are skipped.\n'
+elif has gpu; then
+    demonstrate cuda
+else
+    printf '\nNo usable GPU here (quern doctor says why): kernels are compiled, not run.\n'
+    build_elsewhere
+fi
 printf '\nThe cache, %s:\n' "$cache"
 "$build/quern" cache stats --cache "$cache" | sed 's/^/  /'
 printf '\nTimes vary with what else the machine does; the checks and where kernels come from do not.\n'

@@ -2,6 +2,11 @@
 # deps.sh [base] [bench] [format]: installs what is missing of these groups with apt; does nothing
 # when all is there. Uses sudo only when not root; without apt or network it names what is missing
 # and exits 1.
+#
+# `base` also sees to NVRTC, the compiler of CUDA kernels: where there is neither a toolkit nor
+# another libnvrtc that the driver takes, its PyPI wheel is unpacked into $B/nvrtc (B is the build's
+# folder). Nothing else needs it: without a network that is one line, a note for the tests in
+# $B/nvrtc/absent, and no failure.
 set -u
 
 # group | package | probe (a command, or a file below one of $roots) | what it is for
@@ -67,17 +72,85 @@ as_root() {
     fi
 }
 
-add_missing "${*:-base}"
-[ -n "$missing" ] || exit 0
+install_missing() {
+    command -v apt-get >/dev/null || give_up 'no apt-get here'
+    [ "$(id -u)" = 0 ] || command -v sudo >/dev/null || give_up 'not root, and no sudo'
+    printf 'deps: installing with apt-get:\n%s' "$why"
+    # shellcheck disable=SC2086 # a list of packages
+    {
+        as_root apt-get -qq update &&
+            as_root apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends $missing
+    } >&2 || give_up 'apt-get failed (see above; is there a network?)'
+    installed=$missing missing='' why=''
+    add_missing "$1"
+    [ -z "$missing" ] || give_up "apt-get installed$installed, but not all is there"
+}
 
-command -v apt-get >/dev/null || give_up 'no apt-get here'
-[ "$(id -u)" = 0 ] || command -v sudo >/dev/null || give_up 'not root, and no sudo'
-printf 'deps: installing with apt-get:\n%s' "$why"
-# shellcheck disable=SC2086 # a list of packages
-{
-    as_root apt-get -qq update &&
-        as_root apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends $missing
-} >&2 || give_up 'apt-get failed (see above; is there a network?)'
-installed=$missing missing='' why=''
-add_missing "${*:-base}"
-[ -z "$missing" ] || give_up "apt-get installed$installed, but not all is there"
+# ---- NVRTC ----
+
+nvrtc_folder=${B:-build}/nvrtc
+
+# The newest CUDA major that may be used: the driver's, where there is a driver.
+cuda_major() {
+    major=$(nvidia-smi 2>/dev/null | sed -n 's/.*CUDA Version: *\([0-9][0-9]*\).*/\1/p')
+    echo "${major:-13}"
+}
+
+# Looks where jit/cuda/nvrtc.c does.
+has_nvrtc() { # newest major
+    [ -z "${QUERN_NVRTC-}" ] || return 0
+    major=$1
+    while [ "$major" -ge 12 ]; do
+        for folder in "$nvrtc_folder" $(echo "${LD_LIBRARY_PATH-}" | tr : ' ') \
+            ${CUDA_HOME:+"$CUDA_HOME"/lib* "$CUDA_HOME"/targets/*/lib} \
+            ${CUDA_PATH:+"$CUDA_PATH"/lib* "$CUDA_PATH"/targets/*/lib} \
+            /usr/local/cuda/lib* /usr/local/cuda/targets/*/lib \
+            "/usr/lib/$multiarch" /usr/lib64 /usr/lib /usr/local/lib; do
+            [ -e "$folder/libnvrtc.so.$major" ] && return 0
+        done
+        PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null |
+            grep -q "libnvrtc\.so\.$major " && return 0
+        major=$((major - 1))
+    done
+    return 1
+}
+
+# The wheel's two libraries and its licence, through a scratch folder.
+fetch_nvrtc() { # wheel==version
+    scratch=$(mktemp -d) || return 1
+    python3 -m pip download --no-deps --only-binary :all: --retries 1 --timeout 15 \
+        --disable-pip-version-check -d "$scratch" "$1" >/dev/null 2>&1 &&
+        python3 -m zipfile -e "$scratch"/*.whl "$scratch" &&
+        mkdir -p "$nvrtc_folder" && rm -f "$scratch"/nvidia/*/lib/*.alt.so* &&
+        find "$scratch" -name 'libnvrtc*.so*' -o -name 'License.txt' |
+        while read -r file; do mv "$file" "$nvrtc_folder"/; done
+    rm -rf "$scratch"
+}
+
+need_nvrtc() {
+    newest=$(cuda_major)
+    if has_nvrtc "$newest"; then
+        rm -f "$nvrtc_folder/absent"
+        return
+    fi
+    wheel=nvidia-cuda-nvrtc==13.0.88
+    [ "$newest" -ge 13 ] || wheel=nvidia-cuda-nvrtc-cu12==12.9.86
+    printf 'deps: fetching %s from PyPI into %s (compiles kernels at run time, CUDA)\n' \
+        "$wheel" "$nvrtc_folder"
+    if ! python3 -m pip --version >/dev/null 2>&1 && command -v apt-get >/dev/null; then
+        as_root apt-get -qq -o Dpkg::Use-Pty=0 install -y --no-install-recommends python3-pip >&2
+    fi
+    fetch_nvrtc "$wheel"
+    if has_nvrtc "$newest"; then
+        rm -f "$nvrtc_folder/absent"
+        return
+    fi
+    mkdir -p "$nvrtc_folder"
+    echo "pip could not get $wheel; CUDA kernels cannot be compiled here, all else works" |
+        tee "$nvrtc_folder/absent" | sed 's/^/deps: /' >&2
+}
+
+groups=${*:-base}
+add_missing "$groups"
+[ -z "$missing" ] || install_missing "$groups"
+case " $groups " in *" base "*) need_nvrtc ;; esac

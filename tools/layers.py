@@ -2,7 +2,8 @@
 """Checks every #include of the tree against the layout that docs/ARCHITECTURE.md draws.
 
     tools, bench, examples -> include                       (and their own folder)
-    tests                  -> include, jit, cache, tools, templates/*/*_cases.def
+    tests                  -> include, jit, cache, tools, templates/*/*_cases.def; the device code
+                              of tests/gpu: templates/common
     jit                    -> include, jit, cache           jit/cpu and jit/cuda: not each other;
                                                             the rest of jit: neither of them
     templates, host code   -> include, its own folder, templates/common
@@ -103,6 +104,8 @@ def allows_inside(includer, target):
         backends = [b for b in ("jit/cpu", "jit/cuda") if not under(includer, b)]
         return under(target, "include", "jit", "cache") and not under(target, *backends)
     if folder == "tests":
+        if under(includer, "tests/gpu") and is_device(includer):
+            return under(target, "templates/common", "tests/gpu")
         return under(target, "include", "generated", "jit", "cache", "tools", "tests") or (
             target.endswith("_cases.def"))
     if folder in ("cache", "include"):

@@ -291,9 +291,13 @@ struct quern_family {
     /* Bound on ||out - ref|| / ||ref|| for array `index`. */
     double (*tolerance)(const struct quern_spec *spec, int index);
     void (*cost)(const struct quern_spec *spec, struct quern_cost *cost);
-    /* A check of the whole output that is cheaper than the reference: its relative error. NULL:
-     * none exists. */
-    double (*linear_check)(struct quern_ref *ref, uint64_t seed);
+    /* A check of the whole output that is cheaper than the reference: a number for each unit, which
+     * its inputs and its outputs give alike but for rounding. For units [first, first + count), of
+     * which there may be several parts at a time. Both NULL: none exists. */
+    void (*linear_expect)(struct quern_ref *ref, uint64_t seed, int64_t first, int64_t count,
+                          double *wanted);
+    void (*linear_actual)(struct quern_ref *ref, uint64_t seed, int64_t first, int64_t count,
+                          double *got);
 };
 
 /* ---- For reference() ----------------------------------------------------------------------- */
@@ -304,7 +308,7 @@ QUERN_API const struct quern_spec *quern_ref_spec(const struct quern_ref *ref);
 /* `count` consecutive elements from `first`, as they were before the call. */
 QUERN_API void quern_ref_read(struct quern_ref *ref, int index, int64_t first, int64_t count,
                               double *values);
-/* The same of an output after the call; for linear_check(). */
+/* The same of an output after the call; for linear_actual(). */
 QUERN_API void quern_ref_actual(struct quern_ref *ref, int index, int64_t first, int64_t count,
                                 double *values);
 /* What output `index` must hold: `count` elements from `first`, one row of the error bound. */

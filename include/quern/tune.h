@@ -34,7 +34,8 @@ struct quern_time {
     int64_t samples;
     double flops, bytes; /* of one call, by the family's cost function */
 };
-/* Time `iterations` calls with restore-value: every array comes back bit for bit. */
+/* Time with restore-value: every array comes back bit for bit. `iterations` samples, each of one
+ * call; of a short kernel on a GPU, each the mean of a recording of some calls. */
 QUERN_API int quern_measure(struct quern_context *ctx, struct quern_kernel *kernel,
                             const struct quern_spec *spec, const struct quern_array *arrays,
                             int iterations, struct quern_time *result);
@@ -50,7 +51,7 @@ struct quern_tune_options {
     double budget_s;     /* 0: none */
     int max_configs;     /* 0: all candidates */
     int force;           /* tune again although a winner is stored: a new generation */
-    int jobs;            /* compile jobs; 0: one a core */
+    int jobs;            /* compile jobs; 0: one a core, of which a GPU's bench keeps two */
     size_t memory_bytes; /* for private buffers; 0: a quarter of the free memory */
     uint64_t seed;
     int (*progress)(void *user, const struct quern_tune_progress *progress); /* non-zero stops */

@@ -8,7 +8,7 @@ struct copy_args {
     const void *x;
     void *out;
     int64_t n;
-    int64_t block; /* elements that one block of the grid handles */
+    int64_t block; /* CPU: elements that one block of the grid handles */
     float alpha;
 };
 

@@ -122,7 +122,8 @@ static void cost(const struct quern_spec *spec, struct quern_cost *cost)
                   n * (double)quern_dtype_bytes((int)v->bias);
 }
 
-static const struct quern_variant *const variants[] = { &gemm_cpu, NULL };
+static const struct quern_variant *const variants[] = { &gemm_sm90, &gemm_sm80, &gemm_ffma,
+                                                        &gemm_cpu, NULL };
 
 const struct quern_family quern_family_gemm = {
     QUERN_FAMILY_TABLES(gemm),
@@ -136,5 +137,6 @@ const struct quern_family quern_family_gemm = {
     .reference = gemm_reference,
     .tolerance = tolerance,
     .cost = cost,
-    .linear_check = gemm_linear_check,
+    .linear_expect = gemm_linear_expect,
+    .linear_actual = gemm_linear_actual,
 };

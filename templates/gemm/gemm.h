@@ -16,11 +16,17 @@ int gemm_check_panel(const char *name, int64_t width, int dtype, struct quern_me
 void gemm_pack_reference(struct quern_ref *ref, int64_t unit);
 /* One row of d. */
 void gemm_reference(struct quern_ref *ref, int64_t unit);
-/* All of d at once: d x against a (b^T x) + old d x + bias x for random signs x. */
-double gemm_linear_check(struct quern_ref *ref, uint64_t seed);
+/* For random signs x, of each row: a (b^T x) + old d x + bias x, and d x. */
+void gemm_linear_expect(struct quern_ref *ref, uint64_t seed, int64_t first, int64_t count,
+                        double *wanted);
+void gemm_linear_actual(struct quern_ref *ref, uint64_t seed, int64_t first, int64_t count,
+                        double *got);
 
 /* gemm_cpu_plan.c */
 extern const struct quern_variant gemm_cpu;
+
+/* gemm_sm90_plan.c, gemm_sm80_plan.c, gemm_ffma_plan.c */
+extern const struct quern_variant gemm_sm90, gemm_sm80, gemm_ffma;
 
 /* ---- Packed b ------------------------------------------------------------------------------ */
 

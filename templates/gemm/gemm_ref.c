@@ -2,8 +2,6 @@
 #define QUERN_DEF "gemm/gemm.def"
 #include <quern/family_def.h>
 
-#include <math.h>
-
 #include "gemm.h"
 
 /* 1: b has a row for each of k (packed panels as well); 0: for each of n. */
@@ -33,6 +31,15 @@ static void read_row(struct quern_ref *ref, int64_t entry, int64_t i, double *ro
     }
 }
 
+static double dot(const double *x, const double *y, int64_t count)
+{
+    double sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < count; i++)
+        sum += x[i] * y[i];
+    return sum;
+}
+
 /* out += x b^T for batch entry `entry`: x[k], out[n]. One row of b is in memory at a time. */
 static void multiply(struct quern_ref *ref, int64_t entry, const double *x, double *out)
 {
@@ -41,12 +48,10 @@ static void multiply(struct quern_ref *ref, int64_t entry, const double *x, doub
     double *row = quern_ref_scratch(ref, columns);
     for (int64_t i = 0; i < rows; i++) {
         read_row(ref, entry, i, row);
-        for (int64_t j = 0; j < columns; j++) {
-            if (is_kn(v))
-                out[j] += x[i] * row[j];
-            else
-                out[i] += x[j] * row[j];
-        }
+        for (int64_t j = 0; is_kn(v) && j < columns; j++)
+            out[j] += x[i] * row[j];
+        if (!is_kn(v))
+            out[i] += dot(x, row, columns);
     }
 }
 
@@ -72,18 +77,21 @@ void gemm_reference(struct quern_ref *ref, int64_t unit)
     quern_ref_expect(ref, ARRAY_d, unit * v->n, v->n, d);
 }
 
-/* Buffers of the linear check: x[n] of random signs, b^T x [k], a row of d, bias or a, and
- * one of what d holds besides the product. */
+/* Buffers of the linear check's inputs: x[n], b^T x [k], a row of b or a or the bias, and what d
+ * holds besides the product. */
 struct probe {
     double *x, *bx, *row, *rest;
 };
 
-static double dot(const double *x, const double *y, int64_t count)
+/* The same random signs for every row and every part. */
+static double *draw_signs(struct quern_ref *ref, uint64_t seed, int64_t count)
 {
-    double sum = 0;
-    for (int64_t i = 0; i < count; i++)
-        sum += x[i] * y[i];
-    return sum;
+    double *x = quern_ref_scratch(ref, count);
+    for (int64_t j = 0; j < count; j++) {
+        seed = seed * 6364136223846793005u + 1442695040888963407u;
+        x[j] = seed >> 63 ? 1 : -1;
+    }
+    return x;
 }
 
 static void probe_entry(struct quern_ref *ref, int64_t entry, const struct probe *probe)
@@ -98,30 +106,30 @@ static void probe_entry(struct quern_ref *ref, int64_t entry, const struct probe
     }
 }
 
-double gemm_linear_check(struct quern_ref *ref, uint64_t seed)
+void gemm_linear_expect(struct quern_ref *ref, uint64_t seed, int64_t first, int64_t count,
+                        double *wanted)
 {
     const struct values *v = values_of(quern_ref_spec(ref));
-    int64_t longest = v->n > v->k ? v->n : v->k;
-    struct probe probe = { quern_ref_scratch(ref, v->n), quern_ref_scratch(ref, v->k),
+    int64_t longest = v->n > v->k ? v->n : v->k, entry = -1;
+    struct probe probe = { draw_signs(ref, seed, v->n), quern_ref_scratch(ref, v->k),
                            quern_ref_scratch(ref, longest), quern_ref_scratch(ref, v->n) };
-    double error = 0, norm = 0;
-    for (int64_t j = 0; j < v->n; j++) {
-        seed = seed * 6364136223846793005u + 1442695040888963407u;
-        probe.x[j] = seed >> 63 ? 1 : -1;
-    }
-    for (int64_t unit = 0; unit < v->batch * v->m; unit++) {
-        if (unit % v->m == 0)
-            probe_entry(ref, unit / v->m, &probe);
+    for (int64_t unit = first; unit < first + count; unit++) {
+        if (unit / v->m != entry)
+            probe_entry(ref, entry = unit / v->m, &probe);
         begin_row(ref, unit, probe.row, probe.rest);
-        double expected = dot(probe.rest, probe.x, v->n);
+        wanted[unit - first] = dot(probe.rest, probe.x, v->n);
         quern_ref_read(ref, ARRAY_a, unit * v->k, v->k, probe.row);
-        expected += dot(probe.row, probe.bx, v->k);
-        quern_ref_actual(ref, ARRAY_d, unit * v->n, v->n, probe.row);
-        double actual = dot(probe.row, probe.x, v->n);
-        if (!isfinite(expected) && !isfinite(actual))
-            continue; /* an Inf or NaN of the inputs: the sampled rows are compared by position */
-        error += (actual - expected) * (actual - expected);
-        norm += expected * expected;
+        wanted[unit - first] += dot(probe.row, probe.bx, v->k);
     }
-    return error ? sqrt(error / norm) : 0;
+}
+
+void gemm_linear_actual(struct quern_ref *ref, uint64_t seed, int64_t first, int64_t count,
+                        double *got)
+{
+    const struct values *v = values_of(quern_ref_spec(ref));
+    double *x = draw_signs(ref, seed, v->n), *row = quern_ref_scratch(ref, v->n);
+    for (int64_t i = 0; i < count; i++) {
+        quern_ref_actual(ref, ARRAY_d, (first + i) * v->n, v->n, row);
+        got[i] = dot(row, x, v->n);
+    }
 }

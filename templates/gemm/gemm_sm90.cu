@@ -72,7 +72,8 @@ static_assert(BN % 16 == 0 && BN <= 256, "columns of a wgmma, in the pairs of st
 static_assert(!PINGPONG || (CONSUMERS == 2 && SPLIT_K == 1), "two take turns");
 static_assert(SPLIT_K == 1 || SHARED_P * SHARED_Q == 1, "a cluster has one purpose");
 
-enum { BARRIER_STAGING = 1, BARRIER_TURN = 1 + CONSUMERS }; /* + the consumer's number */
+/* The first two are one a consumer. */
+enum { BARRIER_STAGING = 1, BARRIER_TURN = 1 + CONSUMERS, BARRIER_SUMS = 1 + 2 * CONSUMERS };
 
 /* ---- Tiles --------------------------------------------------------------------------------- */
 
@@ -133,6 +134,13 @@ __device__ __forceinline__ void load_all(const struct gemm_sm90_args *args, cons
 }
 
 /* ---- The epilogue -------------------------------------------------------------------------- */
+
+/* A consumer's staging memory. Its two buffers are taken in turns, through all parts and tiles. */
+struct staging {
+    uint32_t address;
+    int consumer;
+    uint32_t pieces; /* stored so far */
+};
 
 /* Where this thread's d[part][i] lies: its row of P and row of Q. */
 __device__ __forceinline__ int32_t row_of(const struct tile *tile, int32_t row, int part, int i)
@@ -224,17 +232,17 @@ __device__ __forceinline__ void stage_16(uint32_t staging, int column, const flo
  * stored by TMA while the other is written. */
 template <int width>
 __device__ __forceinline__ void store_piece(const void *map, const struct tile *tile, int32_t row,
-                                            uint32_t buffer, int consumer, int column,
-                                            const float *d)
+                                            struct staging *staging, int column, const float *d)
 {
+    uint32_t buffer = staging->address + staging->pieces++ % 2 * (64 * 128);
     if (threadIdx.x % 128 == 0)
         tma_store_wait_read<1>();
-    named_barrier_sync(BARRIER_STAGING + consumer, 128);
+    named_barrier_sync(BARRIER_STAGING + staging->consumer, 128);
 #pragma unroll
     for (int j = 0; j < width; j += 16)
         stage_16<width * D_BYTES>(buffer, j, &d[j / 2]);
     tma_store_fence();
-    named_barrier_sync(BARRIER_STAGING + consumer, 128);
+    named_barrier_sync(BARRIER_STAGING + staging->consumer, 128);
     if (threadIdx.x % 128 == 0) {
         tma_store_3d(map, buffer, tile->q + column, tile->p + row, tile->batch);
         tma_store_commit();
@@ -242,46 +250,41 @@ __device__ __forceinline__ void store_piece(const void *map, const struct tile *
 }
 
 __device__ __forceinline__ void store_rows(const struct gemm_sm90_args *args,
-                                           const struct tile *tile, int32_t row, uint32_t staging,
-                                           int consumer, const float (&d)[BN / 2])
+                                           const struct tile *tile, int32_t row,
+                                           struct staging *staging, const float (&d)[BN / 2])
 {
-    const int wide = BN / PIECE;
+    const int wide = BN / PIECE * PIECE;
 #pragma unroll
-    for (int i = 0; i < wide; i++)
-        store_piece<PIECE>(args->map_d, tile, row, staging + i % 2 * (64 * 128), consumer,
-                           i * PIECE, &d[i * PIECE / 2]);
+    for (int column = 0; column < wide; column += PIECE)
+        store_piece<PIECE>(args->map_d, tile, row, staging, column, &d[column / 2]);
 #pragma unroll
-    for (int i = 0; i < BN % PIECE / TAIL; i++) {
-        const int column = wide * PIECE + i * TAIL;
-        store_piece<TAIL>(args->map_tail, tile, row, staging + (wide + i) % 2 * (64 * 128),
-                          consumer, column, &d[column / 2]);
-    }
+    for (int column = wide; column < BN; column += TAIL)
+        store_piece<TAIL>(args->map_tail, tile, row, staging, column, &d[column / 2]);
 }
 
 /* The same for a transposed tile: BN rows of 64 columns of d. */
 __device__ __forceinline__ void store_transposed(const struct gemm_sm90_args *args,
                                                  const struct tile *tile, int32_t row,
-                                                 uint32_t staging, int consumer,
-                                                 const float (&d)[BN / 2])
+                                                 struct staging *staging, const float (&d)[BN / 2])
 {
     if (threadIdx.x % 128 == 0)
         tma_store_wait_read<0>();
-    named_barrier_sync(BARRIER_STAGING + consumer, 128);
+    named_barrier_sync(BARRIER_STAGING + staging->consumer, 128);
 #pragma unroll
     for (int j = 0; j < BN; j += 16)
-        stage_16<128>(staging, j, &d[j / 2]);
+        stage_16<128>(staging->address, j, &d[j / 2]);
     tma_store_fence();
-    named_barrier_sync(BARRIER_STAGING + consumer, 128);
+    named_barrier_sync(BARRIER_STAGING + staging->consumer, 128);
     if (threadIdx.x % 128 == 0) {
         for (int box = 0; box < 64 * D_BYTES / 128; box++)
-            tma_store_3d(args->map_d, staging + box * BN * 128, tile->p + row + box * 32, tile->q,
-                         tile->batch);
+            tma_store_3d(args->map_d, staging->address + box * BN * 128, tile->p + row + box * 32,
+                         tile->q, tile->batch);
         tma_store_commit();
     }
 }
 
 __device__ __forceinline__ void finish(const struct gemm_sm90_args *args, const struct tile *tile,
-                                       int32_t row, uint32_t staging, int consumer,
+                                       int32_t row, struct staging *staging,
                                        float (&d)[PARTS][BN / 2])
 {
 #pragma unroll
@@ -291,9 +294,9 @@ __device__ __forceinline__ void finish(const struct gemm_sm90_args *args, const 
         if (!D_TMA)
             store_elements(args, tile, row, part, d[part]);
         else if (SWAP)
-            store_transposed(args, tile, row + 64 * part, staging, consumer, d[part]);
+            store_transposed(args, tile, row + 64 * part, staging, d[part]);
         else
-            store_rows(args, tile, row + 64 * part, staging, consumer, d[part]);
+            store_rows(args, tile, row + 64 * part, staging, d[part]);
     }
 }
 
@@ -306,6 +309,7 @@ __device__ __forceinline__ void gather(const struct ring *ring, uint32_t rank,
 {
     const uint32_t pitch = CONSUMERS * 128 * 16;
     uint32_t mine = ring->tiles + threadIdx.x * 16;
+    named_barrier_sync(BARRIER_SUMS, CONSUMERS * 128); /* nobody multiplies from the stages now */
     if (rank) {
 #pragma unroll
         for (int i = 0; i < PARTS * BN / 2; i += 4) {
@@ -350,9 +354,10 @@ __device__ __forceinline__ void turn_give(int consumer)
 }
 
 __device__ __forceinline__ void consume_all(const struct gemm_sm90_args *args,
-                                            const struct ring *ring, uint32_t staging, int consumer,
+                                            const struct ring *ring, struct staging staging,
                                             uint32_t rank)
 {
+    const int consumer = staging.consumer;
     float d[PARTS][BN / 2];
     int32_t count = share_count(args, rank), works = work_count(args);
     int32_t row = PINGPONG ? 0 : consumer * ROWS;
@@ -371,10 +376,10 @@ __device__ __forceinline__ void consume_all(const struct gemm_sm90_args *args,
         if (SPLIT_K > 1)
             gather(ring, rank, d);
         if (SPLIT_K == 1 || rank == 0)
-            finish(args, &tile, row, staging, consumer, d);
+            finish(args, &tile, row, &staging, d);
     }
     if (threadIdx.x % 128 == 0)
-        tma_store_wait();
+        tma_store_wait_read<0>(); /* shared memory is given up only after it was read */
     __syncwarp();
 }
 
@@ -412,7 +417,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     } else {
         if (MOVES_REGISTERS)
             registers_raise<CONSUMERS == 2 ? 232 : 160>();
-        consume_all(&args, &ring, staging + warpgroup * STAGING_BYTES, warpgroup, rank);
+        consume_all(&args, &ring, { staging + warpgroup * STAGING_BYTES, warpgroup, 0 }, rank);
     }
     if (CLUSTER > 1)
         cluster_sync();

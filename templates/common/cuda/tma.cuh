@@ -65,10 +65,4 @@ template <int groups> __device__ __forceinline__ void tma_store_wait_read(void)
 {
     asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(groups) : "memory");
 }
-
-/* All of this thread's stores are in global memory. */
-__device__ __forceinline__ void tma_store_wait(void)
-{
-    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
-}
 #endif

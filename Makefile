@@ -162,7 +162,7 @@ test: deps ## install what is missing, build, run every suite that needs no devi
 	@$(MAKE) all tests
 	@tools/run_tests.sh $(B) $(SUITES) $(SCRIPTS)
 test-all: ## `make test` with nothing sampled: every config of every case
-	@QUERN_TEST_ALL=1 $(MAKE) test
+	@QUERN_TEST_ALL=1 TEST_TIMEOUT=$${TEST_TIMEOUT:-7200} $(MAKE) test
 check-gpu: ## every case on a device (CK_NOFORK, one suite at a time)
 	@$(MAKE) all $(GPU_SUITES)
 	@CK_FORK=no JOBS=1 TEST_TIMEOUT=900 tools/run_tests.sh $(B) $(GPU_SUITES)

@@ -65,7 +65,7 @@ static double first_call_ms(struct product *p, const char *cache)
  * takes whole, the wait for them outside the time. */
 static double launch_ns(struct product *p, struct quern_context *ctx)
 {
-    enum { BATCHES = 21, CALLS = 500 };
+    enum { BATCHES = 51, CALLS = 100 };
     struct quern_gemm_arrays arrays = arrays_of(p, 0);
     double samples[BATCHES];
     struct quern_kernel *kernel = NULL;

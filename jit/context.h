@@ -61,6 +61,7 @@ struct qn_recent {
 
 struct qn_thread {
     char error[1024];
+    struct quern_spec checked; /* the last that passed qn_spec_check(), whose rules are pure */
     struct qn_recent recent[QN_RECENT];
 };
 

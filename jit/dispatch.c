@@ -357,6 +357,24 @@ int qn_kernel_accepts(const struct quern_kernel *kernel, const struct quern_spec
     return QUERN_OK;
 }
 
+/* qn_spec_check(), once for calls in a row that have the same spec. */
+static int check_spec(struct quern_context *ctx, const struct quern_spec *spec,
+                      struct quern_message *why)
+{
+    struct qn_thread *thread = qn_thread_get(ctx);
+    if (thread && spec && spec->family && thread->checked.family == spec->family &&
+        !memcmp(thread->checked.values, spec->values,
+                (size_t)spec->family->param_count * sizeof(spec->values[0])))
+        return QUERN_OK;
+    QN_TRY(qn_spec_check(spec, why));
+    if (thread) {
+        thread->checked.family = spec->family;
+        memcpy(thread->checked.values, spec->values,
+               (size_t)spec->family->param_count * sizeof(spec->values[0]));
+    }
+    return QUERN_OK;
+}
+
 int quern_launch(struct quern_context *ctx, struct quern_kernel *kernel,
                  const struct quern_spec *spec, const struct quern_array *arrays,
                  const struct quern_call *call)
@@ -364,7 +382,7 @@ int quern_launch(struct quern_context *ctx, struct quern_kernel *kernel,
     struct quern_array bound[QUERN_MAX_ARRAYS];
     struct quern_message why;
     QN_TRY(qn_require(ctx, "kernel", kernel));
-    int status = qn_spec_check(spec, &why);
+    int status = check_spec(ctx, spec, &why);
     if (!status)
         status = qn_call_bind(ctx, spec, arrays, bound, &why);
     if (!status)
@@ -380,7 +398,7 @@ int quern_run(struct quern_context *ctx, const struct quern_spec *spec,
     struct quern_message why;
     if (!ctx)
         return QUERN_INVALID;
-    int status = qn_spec_check(spec, &why);
+    int status = check_spec(ctx, spec, &why);
     if (!status)
         status = qn_call_bind(ctx, spec, arrays, bound, &why);
     if (status)

@@ -335,6 +335,12 @@ static int fake_context_synchronize(void)
     return ask("csync");
 }
 
+static int fake_library_module(struct cu_module **module, struct cu_library *library)
+{
+    *module = (struct cu_module *)library;
+    return 0;
+}
+
 static int fake_library_load(struct cu_library **library, const void *blob, void *jit_options,
                              void *jit_values, unsigned jit_count, void *options, void *values,
                              unsigned count)
@@ -408,6 +414,7 @@ const struct qn_cuda_driver cuda_fake_driver = {
     .stream_wait = fake_stream_wait,
     .stream_is_capturing = fake_stream_is_capturing,
     .library_load = fake_library_load,
+    .library_module = fake_library_module,
     .library_unload = fake_library_unload,
     .library_kernel = fake_library_kernel,
     .kernel_function = fake_kernel_function,

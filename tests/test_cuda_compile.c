@@ -2,7 +2,8 @@
  * no device: the config that an untuned call would take, for arrays aligned as well as can be and
  * as badly as may be, must compile without a spilled register or a serialized wgmma. Then a random
  * sample of the other candidates for as long as time is left; those may spill or be refused, which
- * the tuner sees to, but nothing else may happen to them. QUERN_TEST_ALL=1 samples nothing (hours).
+ * the tuner sees to, but nothing else may happen to them. QUERN_TEST_ALL=1 samples nothing, and
+ * takes an hour of one processor.
  *
  *     jobs     what to compile: case, target, variant, config, alignment; no two of equal artifacts
  *     workers  as many threads as there are processors take them in order

@@ -105,7 +105,7 @@ struct quern_step {
     char entry[64];  /* function in it. Steps with equal source and defines share one artifact */
     int define_count;
     struct quern_define defines[QUERN_MAX_DEFINES];
-    uint32_t threads[3];   /* CUDA: block dimensions */
+    uint32_t threads[3];   /* CUDA: block dimensions; 0 in y or z is 1 */
     uint32_t cluster[3];   /* CUDA: blocks of a cluster; all 0: none. The grid is a multiple */
     uint32_t shared_bytes; /* CUDA: dynamic shared memory */
     int is_programmatic;   /* CUDA, sm_90 up: may start before the kernel ahead of it in the stream

@@ -102,6 +102,7 @@ struct cu_context;
 struct cu_stream;
 struct cu_event;
 struct cu_library;
+struct cu_module;
 struct cu_kernel;
 struct cu_function;
 struct cu_graph;

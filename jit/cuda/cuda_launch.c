@@ -15,6 +15,12 @@
 
 enum { MAX_ATTRIBUTES = 2, MAX_GRID_YZ = 65535, MAX_THREADS = 1024, SHAPE_BYTES = 160 };
 
+/* An extent that a step left out. */
+static uint32_t or_one(uint32_t extent)
+{
+    return extent ? extent : 1;
+}
+
 /* ---- What went wrong ----------------------------------------------------------------------- */
 
 static bool is_cluster_multiple(const struct quern_step *step, const struct quern_step_launch *at)
@@ -29,7 +35,8 @@ static bool is_cluster_multiple(const struct quern_step *step, const struct quer
 static const char *explain(const struct quern_step *step, const struct qn_function *function,
                            const struct quern_step_launch *at)
 {
-    uint64_t threads = (uint64_t)step->threads[0] * step->threads[1] * step->threads[2];
+    uint64_t threads =
+        (uint64_t)step->threads[0] * or_one(step->threads[1]) * or_one(step->threads[2]);
 
     if (at->grid[0] > INT32_MAX)
         return ", a grid's x may be at most 2^31 - 1";
@@ -83,7 +90,7 @@ static uint32_t set_attributes(const struct qn_device *device, const struct quer
     if (step->cluster[0] || step->cluster[1] || step->cluster[2]) {
         list[count].id = CU_LAUNCH_CLUSTER;
         for (int i = 0; i < 3; i++)
-            list[count].value.cluster[i] = step->cluster[i] ? step->cluster[i] : 1;
+            list[count].value.cluster[i] = or_one(step->cluster[i]);
         count++;
     }
     if (step->is_programmatic && device->target.sm >= 90) {
@@ -99,7 +106,8 @@ static int run_kernel(const struct qn_device *device, const struct quern_step *s
                       struct cu_stream *stream, struct quern_message *why)
 {
     struct cu_launch_attribute attributes[MAX_ATTRIBUTES];
-    struct cu_launch launch = { .threads = { step->threads[0], step->threads[1], step->threads[2] },
+    struct cu_launch launch = { .threads = { step->threads[0], or_one(step->threads[1]),
+                                             or_one(step->threads[2]) },
                                 .grid = { at->grid[0], at->grid[1], at->grid[2] },
                                 .shared_bytes = step->shared_bytes,
                                 .stream = stream,

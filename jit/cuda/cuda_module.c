@@ -52,12 +52,18 @@ static int module_load(struct qn_device *device, const struct quern_target *targ
                        struct qn_module *module, struct quern_message *why)
 {
     struct qn_cuda_scope scope;
+    struct cu_module *loaded;
     int status = qn_cuda_enter(device, &scope, why);
 
     if (status)
         return status;
     int code =
         device->cu->library_load(&module->library, module->blob, NULL, NULL, 0, NULL, NULL, 0);
+    if (!code) { /* loading is lazy: code for another device is refused only here */
+        code = device->cu->library_module(&loaded, module->library);
+        if (code)
+            device->cu->library_unload(module->library);
+    }
     qn_cuda_leave(device, &scope);
     return code ? load_failed(device, target, code, why) : 0;
 }

@@ -102,6 +102,7 @@ static double time_of(const struct quern_problem *problem, int32_t *config)
                                    2 * (config[BM] + config[BN])),
     };
     int warps = work.resident * threads / 32;
+    work.tflops *= config[BK] / (config[BK] + 3.0); /* loads, stores and a barrier a tile */
     work.tflops *= warps >= 16 ? 1 : warps >= 8 ? 0.85 : 0.1 * warps;
     config[GROUP] = gemm_cuda_group(problem, &work);
     return gemm_cuda_time(problem, &work);
@@ -148,6 +149,8 @@ static int candidates(const struct quern_problem *problem, int32_t (*configs)[QU
 {
     struct gemm_cuda_ranking ranking = { .most = 30 };
     rank_all(problem, &ranking);
+    if (gemm_sm80.supports(problem)) /* tensor cores are the likely winner */
+        max = max < 2 ? max : 2;
     return gemm_cuda_list(&ranking, GROUP, KNOB_COUNT, configs, max);
 }
 

@@ -228,6 +228,8 @@ static int candidates(const struct quern_problem *problem, int32_t (*configs)[QU
 {
     struct gemm_cuda_ranking ranking = { .most = 32 };
     rank_all(problem, &ranking);
+    if (gemm_sm90.supports(problem)) /* the likely winner: a few to compare with */
+        max = max < 8 ? max : 8;
     return gemm_cuda_list(&ranking, GROUP, KNOB_COUNT, configs, max);
 }
 

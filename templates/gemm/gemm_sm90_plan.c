@@ -59,19 +59,21 @@ static const struct quern_knob knobs[] = {
 #define FLOPS_PER_CYCLE 4096.0 /* bf16 and f16, of an SM */
 
 /* Of the model, fitted. */
-#define BURST 1.04       /* a short call's clock over the sustained one */
-#define TENSOR_COST 0.91 /* cycles of wgmma over what they should be, at that clock */
-#define SHARED_COST 1.42 /* likewise of shared memory at 128 bytes a cycle */
-#define EPILOGUE_CYCLES 640.0
-#define EPILOGUE_BYTES 42.0  /* of d a cycle */
-#define GATHER_CYCLES 2700.0 /* shares of k: the cluster meets twice */
-#define GATHER_COST 0.35     /* cycles of a sum of a share */
-#define FILL_CYCLES 215.0
-#define FIRST_US 1.9     /* until the first bytes have come from memory */
-#define GATHER_US 0.7    /* what shares of k add to that */
-#define CLUSTER_US 0.8   /* what starting clusters adds */
+#define BURST 1.013       /* a short call's clock over the sustained one */
+#define TENSOR_COST 0.918 /* cycles of wgmma over what they should be, at that clock */
+#define SHARED_COST 1.42  /* likewise of shared memory at 128 bytes a cycle */
+#define EPILOGUE_CYCLES 225.0
+#define EPILOGUE_BYTES 41.0 /* of d a cycle */
+#define GATHER_CYCLES 130.0 /* shares of k: the cluster meets twice */
+#define GATHER_COST 0.31    /* cycles of a sum of a share */
+#define FILL_CYCLES 50.0
+#define FIRST_US 2.1   /* until the first bytes have come from memory */
+#define GATHER_US 0.6  /* what shares of k add to that */
+#define CLUSTER_US 0.7 /* what starting clusters adds */
+#define PLACED_4 0.91  /* share of the SMs that clusters of 4 find room on */
+#define PLACED_8 0.85
 #define PINGPONG_US 0.05 /* a tie goes to one consumer */
-#define HIDDEN 0.89      /* of the shorter of computing and reading */
+#define HIDDEN 0.9       /* of the shorter of computing and reading */
 
 /* ---- What a config needs ------------------------------------------------------------------- */
 
@@ -217,7 +219,11 @@ static double compute_us(const struct quern_profile *profile, const struct value
 {
     double clock_hz = BURST * profile->tensor_tflops * 1e12 / (FLOPS_PER_CYCLE * profile->cores);
     double tiles = (double)(v->batch * tiles_p(v, c) * tiles_q(v, c)) * c[SPLIT_K];
-    double rounds = ceil(tiles / profile->cores / c[BLOCKS]);
+    double workers = profile->cores * c[BLOCKS] *
+                     (c[SPLIT_K] > 4   ? PLACED_8
+                      : c[SPLIT_K] > 2 ? PLACED_4
+                                       : 1);
+    double rounds = ceil(tiles / workers);
     double together = rounds > 1 ? c[BLOCKS] : ceil(tiles / profile->cores); /* on one SM */
     double steps = ceil((double)v->k / 64 / c[SPLIT_K]);
     double epilogue =

@@ -111,7 +111,8 @@ START_TEST(what_lies_outside_the_tensor_is_zero_and_credited_in_full)
     check_box(128, 64, 64, 0, ROWS + 5, 0);
     check_box(128, 64, 64, PLANES, 0, 0);
     check_box(128, 64, 64, 0, 0, 4 * COLUMNS);
-    check_box(0, 64, 32, 0, 190, 7);
+    check_box(0, 64, 32, 0, 190, 8);
+    check_box(128, 64, 64, 0, 7, 0);
 }
 END_TEST
 
@@ -199,8 +200,8 @@ static void check_store(int z, int y, int x)
 START_TEST(a_stored_box_is_unswizzled_and_clipped_at_the_tensors_edges)
 {
     check_store(0, 8, 16);
-    check_store(0, ROWS - 7, COLUMNS - 20);
-    check_store(1, -5, -9);
+    check_store(0, ROWS - 7, COLUMNS - 24);
+    check_store(1, -5, -8);
     check_store(1, 13, COLUMNS);
 }
 END_TEST

@@ -420,9 +420,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 __syncthreads();
                 stage = stage == (STAGES - 1) * STAGE_BYTES ? 0 : stage + STAGE_BYTES;
             }
-            load_fragments(&fragments[(step + 1) % 2], stages + stage,
-                           (step + 1) % K_STEPS); /* 2 */
-            if (step == 0)                        /* 3 */
+            /* 2 */
+            load_fragments(&fragments[(step + 1) % 2], stages + stage, (step + 1) % K_STEPS);
+            if (step == 0) /* 3 */
                 read_tile(&reader, stages);
             multiply(sums, &fragments[step % 2]); /* 4 */
         }

@@ -52,6 +52,7 @@
 #define ROWS (PINGPONG ? BM : BM / CONSUMERS)
 #define PARTS (ROWS / 64)
 #include "common/cuda/convert.cuh"
+#define PROMOTE_STEPS (D_DTYPE == DT_F32 ? 4 : 0)
 #include "common/cuda/gemm_mainloop_sm90.cuh"
 #include "common/cuda/launch.cuh"
 #include "common/cuda/named_barrier.cuh"
@@ -371,7 +372,11 @@ __device__ __forceinline__ void consume_all(const struct gemm_sm90_args *args,
         if (count == 0)
             clear(d);
         turn_take(consumer);
+#if PROMOTE_STEPS
+        mainloop_multiply_exact(ring, row, (uint32_t)turn * count, count, d);
+#else
         mainloop_multiply_tile(ring, row, (uint32_t)turn * count, count, d);
+#endif
         turn_give(consumer);
         if (SPLIT_K > 1)
             gather(ring, rank, d);

@@ -103,10 +103,16 @@ static int64_t shared_bytes(const struct quern_problem *problem, const int32_t *
            other_bytes(problem, config);
 }
 
-static int accumulators(const int32_t *config)
+/* Sums of a consumer's thread. Where d is f32 it has totals beside them (gemm_mainloop_sm90.cuh). */
+static int sums(const int32_t *config)
 {
     int rows = config[PINGPONG] ? config[BM] : config[BM] / config[CONSUMERS];
     return rows / 64 * config[BN] / 2;
+}
+
+static int accumulators(const struct values *v, const int32_t *config)
+{
+    return sums(config) * (v->d == QUERN_F32 ? 2 : 1);
 }
 
 /* Registers that a consumer's thread has for sums: what the kernel sets aside for it, less what
@@ -150,7 +156,7 @@ static int supports(const struct quern_problem *problem)
            problem->alignment[ARRAY_a] == 16 && problem->alignment[ARRAY_b] == 16;
 }
 
-static int legal_tile(const int32_t *c, struct quern_message *why)
+static int legal_tile(const struct values *v, const int32_t *c, struct quern_message *why)
 {
     if (c[BM] % 64 || (!c[PINGPONG] && c[BM] % (64 * c[CONSUMERS])))
         return quern_refuse(why, "config bm=%d: must be a multiple of 64 for every consumer",
@@ -159,9 +165,9 @@ static int legal_tile(const int32_t *c, struct quern_message *why)
         return quern_refuse(why, "config bn=%d: must be a multiple of 16", c[BN]);
     if (c[PINGPONG] && c[CONSUMERS] != 2)
         return quern_refuse(why, "config pingpong=1: consumers=%d must be 2", c[CONSUMERS]);
-    if (accumulators(c) >= accumulators_most(c))
+    if (accumulators(v, c) >= accumulators_most(c))
         return quern_refuse(why, "config bm=%d bn=%d: %d sums a thread, fewer than %d fit", c[BM],
-                            c[BN], accumulators(c), accumulators_most(c));
+                            c[BN], accumulators(v, c), accumulators_most(c));
     return QUERN_OK;
 }
 
@@ -181,7 +187,7 @@ static int legal(const struct quern_problem *problem, const int32_t *config,
 {
     const struct values *v = values_of(problem->bucket);
     int64_t bytes = shared_bytes(problem, config);
-    int status = legal_tile(config, why);
+    int status = legal_tile(v, config, why);
     if (!status)
         status = legal_cluster(config, why);
     if (status)
@@ -191,7 +197,7 @@ static int legal(const struct quern_problem *problem, const int32_t *config,
                             config[STAGES], (long long)bytes,
                             SM_SHARED_BYTES / config[BLOCKS] - 1024);
     if (config[SPLIT_K] > 1 &&
-        config[CONSUMERS] * accumulators(config) * 512 > config[STAGES] * stage_bytes(v, config))
+        config[CONSUMERS] * sums(config) * 512 > config[STAGES] * stage_bytes(v, config))
         return quern_refuse(why,
                             "config stages=%d split_k=%d: the sums of a tile do not fit the "
                             "stages",

@@ -15,8 +15,12 @@
  * Steps are counted on through all tiles that a block works on, so loader and warpgroups need only
  * agree on how many steps each tile has: step i uses stage i % STAGES in its phase i / STAGES.
  *
+ * Tensor cores cut off what an f32 sum cannot hold at every step, so that errors add up with k and
+ * not with its root. PROMOTE_STEPS > 0 adds the sums of so many steps to totals in registers, which
+ * rounds: for results in f32. It takes twice the registers.
+ *
  * Before including, define BM, BN, STAGES, P_ALONG_M, Q_ALONG_N, SHARED_P, SHARED_Q, ROWS (rows of
- * a warpgroup: 64 or 128) and OPERAND_TYPE (bf16 or f16), all plain numbers or words. */
+ * a warpgroup: 64 or 128), PROMOTE_STEPS and OPERAND_TYPE (bf16 or f16), all plain numbers or words. */
 #ifndef QN_CUDA_GEMM_MAINLOOP_SM90_CUH
 #define QN_CUDA_GEMM_MAINLOOP_SM90_CUH
 #include "common/cuda/cluster.cuh"
@@ -117,39 +121,70 @@ __device__ __forceinline__ void stage_release(uint32_t empty)
     }
 }
 
-/* d += P Q^T over `count` steps, overwriting what d held. `row` is the warpgroup's first within the
- * P tile. On return nothing is in flight. */
-__device__ __forceinline__ void mainloop_multiply_tile(const struct ring *ring, uint32_t row,
-                                                       uint32_t step, int count,
-                                                       float (&d)[ROWS / 64][BN / 2])
+/* The sums of one step's stage are issued to d. */
+__device__ __forceinline__ void mainloop_multiply_stage(const struct ring *ring, uint32_t row,
+                                                        uint32_t step, int accumulates,
+                                                        float (&d)[ROWS / 64][BN / 2])
 {
     const uint32_t skip = row / 64 * CHUNK_BYTES; /* either way 64 rows are one chunk */
-    int accumulates = 0;
-    for (int i = 0; i < count; i++, step++) {
-        uint32_t stage = step % STAGES, parity = step / STAGES & 1;
-        uint32_t tile = ring->tiles + stage * STAGE_BYTES;
-        uint64_t p = P_ALONG_M ? wgmma_along_mn<BK>(tile + skip) : wgmma_along_k(tile + skip);
-        uint64_t q = Q_ALONG_N ? wgmma_along_mn<BK>(tile + P_BYTES) : wgmma_along_k(tile + P_BYTES);
-        mbarrier_wait(ring->full + 8 * stage, parity);
-        wgmma_fence();
+    uint32_t stage = step % STAGES, parity = step / STAGES & 1;
+    uint32_t tile = ring->tiles + stage * STAGE_BYTES;
+    uint64_t p = P_ALONG_M ? wgmma_along_mn<BK>(tile + skip) : wgmma_along_k(tile + skip);
+    uint64_t q = Q_ALONG_N ? wgmma_along_mn<BK>(tile + P_BYTES) : wgmma_along_k(tile + P_BYTES);
+    mbarrier_wait(ring->full + 8 * stage, parity);
+    wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < BK / 16; k++) {
+    for (int k = 0; k < BK / 16; k++) {
 #pragma unroll
-            for (int part = 0; part < ROWS / 64; part++)
-                mainloop_multiply(d[part], p + part * (CHUNK_BYTES / 16) + k * K_UNITS(P_ALONG_M),
-                                  q + k * K_UNITS(Q_ALONG_N), accumulates);
-            accumulates = 1;
-        }
-        wgmma_commit();
-        wgmma_wait<1>(); /* the step before is done: its stage is free */
-        if (i)
-            stage_release(ring->empty + 8 * ((step - 1) % STAGES));
+        for (int part = 0; part < ROWS / 64; part++)
+            mainloop_multiply(d[part], p + part * (CHUNK_BYTES / 16) + k * K_UNITS(P_ALONG_M),
+                              q + k * K_UNITS(Q_ALONG_N), k || accumulates);
     }
+    wgmma_commit();
+}
+
+/* Nothing is in flight any more, and d may be read. */
+__device__ __forceinline__ void mainloop_finish(float (&d)[ROWS / 64][BN / 2])
+{
     wgmma_wait<0>();
 #pragma unroll
     for (int part = 0; part < ROWS / 64; part++)
         wgmma_hold(d[part]);
+}
+
+/* d = P Q^T over `count` steps. `row` is the warpgroup's first within the P tile. A stage is
+ * released a step late, when the step after it has been issued. */
+__device__ __forceinline__ void mainloop_multiply_tile(const struct ring *ring, uint32_t row,
+                                                       uint32_t step, int count,
+                                                       float (&d)[ROWS / 64][BN / 2])
+{
+    for (int i = 0; i < count; i++, step++) {
+        mainloop_multiply_stage(ring, row, step, i, d);
+        wgmma_wait<1>();
+        if (i)
+            stage_release(ring->empty + 8 * ((step - 1) % STAGES));
+    }
+    mainloop_finish(d);
     if (count)
         stage_release(ring->empty + 8 * ((step - 1) % STAGES));
 }
+
+#if PROMOTE_STEPS
+/* The same, with totals of every PROMOTE_STEPS steps' sums. */
+__device__ __forceinline__ void mainloop_multiply_exact(const struct ring *ring, uint32_t row,
+                                                        uint32_t step, int count,
+                                                        float (&d)[ROWS / 64][BN / 2])
+{
+    float sums[ROWS / 64][BN / 2];
+    for (int first = 0; first < count; first += PROMOTE_STEPS) {
+        int steps = count - first < PROMOTE_STEPS ? count - first : PROMOTE_STEPS;
+        mainloop_multiply_tile(ring, row, step + first, steps, sums);
+#pragma unroll
+        for (int i = 0; i < ROWS / 64 * BN / 2; i++) {
+            float sum = sums[i / (BN / 2)][i % (BN / 2)];
+            d[i / (BN / 2)][i % (BN / 2)] = first ? d[i / (BN / 2)][i % (BN / 2)] + sum : sum;
+        }
+    }
+}
+#endif
 #endif

@@ -37,7 +37,8 @@ __device__ __forceinline__ void tma_multicast_3d(uint32_t to, const void *map, u
                  : "memory");
 }
 
-/* Shared memory to the box at (x, y, z). What was written there by ordinary stores needs
+/* Shared memory to the box at (x, y, z), none of which is negative: that is an illegal instruction
+ * (seen on sm_90). What was written there by ordinary stores needs
  * tma_store_fence() by every thread that wrote, then a barrier, before this. */
 __device__ __forceinline__ void tma_store_3d(const void *map, uint32_t from, int32_t x, int32_t y,
                                              int32_t z)

@@ -389,8 +389,17 @@ int quern_memory_alloc(struct quern_context *ctx, size_t bytes, void **data)
 {
     struct quern_message why;
     QN_TRY(qn_require(ctx, "data", data));
-    int status = qn_memory_get(ctx, bytes ? bytes : 1, NULL, data, &why);
-    return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
+    void *memory;
+    int status = qn_memory_get(ctx, bytes ? bytes : 1, NULL, &memory, &why);
+    if (status)
+        return qn_fail_why(ctx, status, &why);
+    status = ctx->backend->synchronize(ctx->device, NULL, &why); /* for use on any stream */
+    if (status) {
+        qn_free(ctx, memory, bytes ? bytes : 1, NULL);
+        return qn_fail_why(ctx, status, &why);
+    }
+    *data = memory;
+    return QUERN_OK;
 }
 
 void quern_memory_free(struct quern_context *ctx, void *data, size_t bytes)

@@ -1,10 +1,10 @@
 /* Device memory: taken and given back in stream order, copied, filled, recognised.
  *
  * Memory comes from the device's default pool, whose settings belong to the process. On a stream it
- * is ready for what follows there, and free() lets it go after what came before; nothing waits. On
- * the default stream alloc() waits for it: whoever asks without naming a stream may use the memory
- * on any. free() without a stream is ordered after the default stream and those that synchronise
- * with it: work on others must have ended.
+ * is ready for what follows there, and free() lets it go after what came before; nothing waits.
+ * Whoever takes memory on the default stream and uses it on another synchronises in between, as
+ * quern_memory_alloc() does. free() without a stream is ordered after the default stream and those
+ * that synchronise with it: work on others must have ended.
  *
  * A copy between any two of host and device is one call, since addresses are unified; it has ended
  * when copy() returns. A device without pools (vGPU, old ones) gets plain allocations. */
@@ -22,10 +22,6 @@ void *qn_cuda_alloc(struct qn_device *device, size_t bytes, void *stream)
     const struct qn_cuda_driver *cu = device->cu;
     int code = device->has_pools ? cu->memory_alloc_async(&data, bytes, stream)
                                  : cu->memory_alloc(&data, bytes);
-    if (!code && device->has_pools && !stream && cu->stream_synchronize(NULL)) {
-        cu->memory_free_async(data, NULL);
-        code = CU_OUT_OF_MEMORY;
-    }
     qn_cuda_leave(device, &scope);
     return code ? NULL : (void *)(uintptr_t)data;
 }

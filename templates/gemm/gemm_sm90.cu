@@ -51,7 +51,7 @@
 #define Q_ALONG_N (!SWAP && B_ALONG_N)
 #define ROWS (PINGPONG ? BM : BM / CONSUMERS)
 #define PARTS (ROWS / 64)
-#include "common/cuda/convert.cuh"
+#include "common/cuda/load.cuh"
 #define PROMOTE_STEPS (D_DTYPE == DT_F32 ? 4 : 0)
 #include "common/cuda/gemm_mainloop_sm90.cuh"
 #include "common/cuda/launch.cuh"
@@ -162,7 +162,25 @@ __device__ __forceinline__ void *d_at(const struct gemm_sm90_args *args, int32_t
     return (char *)args->d + index * D_BYTES;
 }
 
-/* d[part] += bias + old d, where the tile lies within d. */
+/* Old d's elements at (m, n) and, of the same row, n + 1: one load where rows are aligned. */
+__device__ __forceinline__ void add_old_pair(const struct gemm_sm90_args *args, int32_t batch,
+                                             int32_t m, int32_t n, float *d)
+{
+    uint32_t words[2];
+    const void *at = d_at(args, batch, m, n);
+    if (D_TMA && n + 1 < args->n) {
+        load_words(words, at, 2 * D_BYTES);
+        d[0] += word_as_f32(D_DTYPE, words, 0);
+        d[1] += word_as_f32(D_DTYPE, words, 1);
+        return;
+    }
+    d[0] += load_as_f32(D_DTYPE, at);
+    if (n + 1 < args->n)
+        d[1] += load_as_f32(D_DTYPE, d_at(args, batch, m, n + 1));
+}
+
+/* d[part] += bias + old d, where the tile lies within d; eight columns at a time, since all loads
+ * at once would take more registers than there are. */
 __device__ __forceinline__ void add_extras(const struct gemm_sm90_args *args,
                                            const struct tile *tile, int32_t row, int part,
                                            float (&d)[BN / 2])
@@ -174,9 +192,13 @@ __device__ __forceinline__ void add_extras(const struct gemm_sm90_args *args,
         if (m < args->m && n < args->n) {
             if (BIAS_DTYPE != DT_NONE)
                 d[i] += load_as_f32(BIAS_DTYPE, element(BIAS_DTYPE, args->bias, n));
-            if (ACCUMULATE)
+            if (ACCUMULATE && SWAP)
                 d[i] += load_as_f32(D_DTYPE, d_at(args, tile->batch, m, n));
+            if (ACCUMULATE && !SWAP && i % 2 == 0)
+                add_old_pair(args, tile->batch, m, n, &d[i]);
         }
+        if (i % 4 == 3)
+            asm volatile("" ::: "memory");
     }
 }
 

@@ -116,13 +116,15 @@ static int accumulators(const struct values *v, const int32_t *config)
 }
 
 /* Registers that a consumer's thread has for sums: what the kernel sets aside for it, less what
- * addresses and the loop need. */
-static int accumulators_most(const int32_t *config)
+ * addresses, the loop and, in the epilogue, bias and old d need. */
+static int accumulators_most(const struct values *v, const int32_t *config)
 {
-    static const int most[] = { 0, 193, 177, 97 };
+    static const int most[][4] = { { 0, 193, 177, 97 }, { 0, 161, 145, 97 } };
+    int has_extras = v->bias || v->accumulate;
     if (config[BLOCKS] > 1)
-        return SM_REGISTERS / (config[BLOCKS] * 128 * (config[CONSUMERS] + 1)) - 64;
-    return most[config[CONSUMERS]];
+        return SM_REGISTERS / (config[BLOCKS] * 128 * (config[CONSUMERS] + 1)) -
+               (has_extras ? 80 : 64);
+    return most[has_extras][config[CONSUMERS]];
 }
 
 static int64_t rows_p(const struct values *v, const int32_t *config)
@@ -165,9 +167,9 @@ static int legal_tile(const struct values *v, const int32_t *c, struct quern_mes
         return quern_refuse(why, "config bn=%d: must be a multiple of 16", c[BN]);
     if (c[PINGPONG] && c[CONSUMERS] != 2)
         return quern_refuse(why, "config pingpong=1: consumers=%d must be 2", c[CONSUMERS]);
-    if (accumulators(v, c) >= accumulators_most(c))
+    if (accumulators(v, c) >= accumulators_most(v, c))
         return quern_refuse(why, "config bm=%d bn=%d: %d sums a thread, fewer than %d fit", c[BM],
-                            c[BN], accumulators(v, c), accumulators_most(c));
+                            c[BN], accumulators(v, c), accumulators_most(v, c));
     return QUERN_OK;
 }
 

@@ -32,9 +32,7 @@ WARNING_FLAGS := $(if $(CI)$(WERROR),-Werror)
 # $(call library,name): shared, or with STATIC=1 the archive.
 library = $(foreach name,$1,$(if $(STATIC),-l:lib$(name).a,-l$(name)))
 LIBS := -Wl,--as-needed $(call library,sqlite3 xxhash) -fopenmp -ldl -lpthread -lm
-# STATIC=1 makes a build that travels: all but libc comes along. libgomp cannot be linked into a
-# shared library; its file lies beside.
-ifdef STATIC
+ifdef STATIC # a build that travels, with all but libc: libgomp.a suits no shared library
 LIBS += -Wl,-rpath,'$$ORIGIN:$$ORIGIN/..:$$ORIGIN/../..'
 TRAVELS := $(B)/libgomp.so.1
 $(TRAVELS): | $(B)/gen/
@@ -68,7 +66,7 @@ SCRIPTS := $(wildcard tests/*_test.sh tests/*_test.py)
 FORMATTED = $(shell find include jit cache templates tools bench examples tests \
 	-name '*.[ch]' -o -name '*.cu' -o -name '*.cuh')
 
-all: $(B)/libquern.so $(B)/libquern.a $(B)/quern $(EXAMPLES) $(TRAVELS) ## build the library, the CLI, examples
+all: $(B)/libquern.so $(B)/libquern.a $(B)/quern $(EXAMPLES) $(TRAVELS) ## library, CLI, examples
 objects: $(LIB_OBJECTS) ## only compile the library (to try a cross compiler with CC=)
 tests: $(SUITES) $(PLUGINS) ## only build the suites
 .PHONY: all objects tests demo test test-all check-gpu check-san bench layers format format-check \
@@ -189,14 +187,12 @@ install: all $(B)/installed/quern ## install below PREFIX (/usr/local); DESTDIR 
 	install -d $(addprefix $(DESTDIR),$(BINDIR) $(LIBDIR)/pkgconfig $(INCLUDEDIR)/quern)
 	install $(B)/installed/quern $(DESTDIR)$(BINDIR)/quern
 	install -m 644 $(B)/$(SONAME) $(DESTDIR)$(LIBDIR)/libquern.so.$(VERSION)
-	ln -sf libquern.so.$(VERSION) $(DESTDIR)$(LIBDIR)/$(SONAME)
-	ln -sf $(SONAME) $(DESTDIR)$(LIBDIR)/libquern.so
+	cd $(DESTDIR)$(LIBDIR) && ln -sf libquern.so.$(VERSION) $(SONAME) && ln -sf $(SONAME) libquern.so
 	install -m 644 $(B)/libquern.a $(DESTDIR)$(LIBDIR)/
 	install -m 644 include/quern.h $(DESTDIR)$(INCLUDEDIR)/
 	install -m 644 include/quern/*.h $(HEADERS) $(DESTDIR)$(INCLUDEDIR)/quern/
 	install -m 644 -Dt $(DESTDIR)$(PREFIX)/share/doc/quern LICENSE README.md
-	install -m 644 -Dt $(DESTDIR)$(PREFIX)/share/doc/quern/docs docs/*
-	install -m 644 -Dt $(DESTDIR)$(PREFIX)/share/doc/quern/examples examples/*
+	for d in docs examples; do install -m 644 -Dt $(DESTDIR)$(PREFIX)/share/doc/quern/$$d $$d/*; done
 	sed -e 's|@PREFIX@|$(PREFIX)|; s|@LIBDIR@|$(LIBDIR)|; s|@INCLUDEDIR@|$(INCLUDEDIR)|' \
 		-e 's|@VERSION@|$(VERSION)|' quern.pc.in > $(DESTDIR)$(LIBDIR)/pkgconfig/quern.pc
 

@@ -59,6 +59,7 @@ EXAMPLES := $(patsubst %.c,$(B)/%,$(filter-out examples/plugin_%,$(wildcard exam
 BENCHES := $(patsubst %.c,$(B)/%,$(wildcard bench/*.c))
 SUITES := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 GPU_SUITES := $(patsubst %.c,$(B)/%,$(wildcard tests/gpu/test_*.c))
+GPU_SCRIPTS := $(wildcard tests/gpu/*_test.sh)
 PLUGINS := $(patsubst examples/%.c,$(B)/tests/%.so,$(wildcard examples/plugin_*.c))
 # Every other tests/*.c is shared by the suites.
 SUITE_COMMON := $(patsubst %.c,$(B)/obj/%.o,$(filter-out tests/test_%,$(wildcard tests/*.c)))
@@ -161,9 +162,9 @@ test: deps ## install what is missing, build, run every suite that needs no devi
 	@tools/run_tests.sh $(B) $(SUITES) $(SCRIPTS)
 test-all: ## `make test` with nothing sampled: every config of every case
 	@QUERN_TEST_ALL=1 TEST_TIMEOUT=$${TEST_TIMEOUT:-7200} $(MAKE) test
-check-gpu: ## every case on a device (CK_NOFORK, one suite at a time)
+check-gpu: ## every case on a device (CK_FORK=no, one suite at a time)
 	@$(MAKE) all $(GPU_SUITES)
-	@CK_FORK=no JOBS=1 TEST_TIMEOUT=900 tools/run_tests.sh $(B) $(GPU_SUITES)
+	@CK_FORK=no JOBS=1 TEST_TIMEOUT=900 tools/run_tests.sh $(B) $(GPU_SUITES) $(GPU_SCRIPTS)
 sanitized = $(MAKE) B=$(B)/$1 SANITIZE=$2 all tests && \
 	$3 TEST_TIMEOUT=900 tools/run_tests.sh $(B)/$1 $(SUITES:$(B)/%=$(B)/$1/%)
 check-san: ## the C suites under ASan and UBSan, then under TSan

@@ -2,7 +2,7 @@
 # What the *_test.sh share: sourced by them. Each check is one claim; finish prints the totals in
 # the form that tools/run_tests.sh reads.
 set -u
-cd "$(dirname "$0")/.." || exit 1
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 # A make of their own: not part of the make that may be running them.
 unset MAKEFLAGS MAKELEVEL MFLAGS
 build=${QUERN_BUILD:-$PWD/build}

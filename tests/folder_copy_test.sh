@@ -13,28 +13,28 @@ cp -a "$build_name"/obj/{gen,jit,cache,templates,tools} "$tree/$build_name/obj"
 
 # The copy, with its parameter renamed and, in two steps, what it computes changed.
 cd "$tree" || exit 1
-cp -r templates/copy templates/scale
-for file in templates/scale/copy*; do
-    mv "$file" "templates/scale/scale${file#templates/scale/copy}"
+cp -r templates/copy templates/sprout
+for file in templates/sprout/copy*; do
+    mv "$file" "templates/sprout/sprout${file#templates/sprout/copy}"
 done
-sed -i 's/copy/scale/g; s/COPY/SCALE/g; s/alpha/factor/g; s/ALPHA/FACTOR/g' templates/scale/*
-sed -i 's/"factor of x"/"half of what x is multiplied by"/' templates/scale/scale.def
-sed -i 's/x \*= factor/x *= 2 * factor/' templates/scale/scale_cpu.c
+sed -i 's/copy/sprout/g; s/COPY/SPROUT/g; s/alpha/factor/g; s/ALPHA/FACTOR/g' templates/sprout/*
+sed -i 's/"factor of x"/"half of what x is multiplied by"/' templates/sprout/sprout.def
+sed -i 's/x \*= factor/x *= 2 * factor/' templates/sprout/sprout_cpu.c
 
 check "the tree builds" make "B=$build_name" "$build_name/quern"
 quern=$tree/$build_name/quern
 run() { "$quern" run "$@" --check --device cpu; }
-check "the new family is listed" grep -q scale <("$quern" families)
-check "its help is its own" grep -q 'half of what x is multiplied by' <("$quern" families scale)
-check "its parameter's old name is unknown" refuses run scale n=1000 alpha=3
-check "its reference tells the changed kernel" refuses run scale n=1000 factor=3
-sed -i 's/(float)v->factor/2 * &/' templates/scale/scale_ref.c
+check "the new family is listed" grep -q sprout <("$quern" families)
+check "its help is its own" grep -q 'half of what x is multiplied by' <("$quern" families sprout)
+check "its parameter's old name is unknown" refuses run sprout n=1000 alpha=3
+check "its reference tells the changed kernel" refuses run sprout n=1000 factor=3
+sed -i 's/(float)v->factor/2 * &/' templates/sprout/sprout_ref.c
 check "the tree builds again" make "B=$build_name" "$build_name/quern"
-check "it computes" run scale n=1000 factor=3
-check "in place too" run scale n=1000 factor=0.5 inplace=1 dtype=bf16
+check "it computes" run sprout n=1000 factor=3
+check "in place too" run sprout n=1000 factor=0.5 inplace=1 dtype=bf16
 check "the family it came from still computes" run copy n=1000 alpha=3
 if "$quern" doctor | grep -q 'nvrtc_version *nvrtc'; then
-    check "it compiles for GPUs" "$quern" build scale n=1000 factor=3 --target sm_80,sm_90a
+    check "it compiles for GPUs" "$quern" build sprout n=1000 factor=3 --target sm_80,sm_90a
 else
     skip "no NVRTC: nothing is compiled for GPUs"
 fi

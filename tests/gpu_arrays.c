@@ -16,8 +16,8 @@
 
 const struct gpu_layout gpu_layouts[GPU_LAYOUT_COUNT] = {
     { { 16, 0 }, false }, /* first: as an allocator gives it */
-    { { 0, 0 }, false },  { { 0, 3 }, false },   { { 4, 2 }, false },
-    { { 8, 4 }, false },  { { 64, 64 }, false }, { { 0, 5 }, true },
+    { { 0, 0 }, false },   { { 0, 3 }, false }, { { 4, 2 }, false }, { { 8, 4 }, false },
+    { { 64, 64 }, false }, { { 0, 5 }, true },  { { 16, 0 }, true },
 };
 
 void gpu_layout_text(const struct gpu_layout *layout, char *text, size_t bytes)

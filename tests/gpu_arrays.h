@@ -29,7 +29,7 @@ struct gpu_layout {
 };
 
 /* The layouts that the suites go through: an alignment class each, dense and padded. */
-enum { GPU_LAYOUT_COUNT = 7 };
+enum { GPU_LAYOUT_COUNT = 8 };
 extern const struct gpu_layout gpu_layouts[GPU_LAYOUT_COUNT];
 /* "aligned to 16, rows padded by 3" */
 void gpu_layout_text(const struct gpu_layout *layout, char *text, size_t bytes);

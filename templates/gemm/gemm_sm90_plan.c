@@ -119,7 +119,7 @@ static int accumulators(const struct values *v, const int32_t *config)
  * addresses, the loop and, in the epilogue, bias and old d need. */
 static int accumulators_most(const struct values *v, const int32_t *config)
 {
-    static const int most[][4] = { { 0, 193, 177, 97 }, { 0, 161, 145, 97 } };
+    static const int most[][4] = { { 0, 193, 177, 97 }, { 0, 161, 129, 97 } };
     int has_extras = v->bias || v->accumulate;
     if (config[BLOCKS] > 1)
         return SM_REGISTERS / (config[BLOCKS] * 128 * (config[CONSUMERS] + 1)) -
@@ -204,6 +204,9 @@ static int legal(const struct quern_problem *problem, const int32_t *config,
                             "config stages=%d split_k=%d: the sums of a tile do not fit the "
                             "stages",
                             config[STAGES], config[SPLIT_K]);
+    if (config[GROUP] * tiles_q(v, config) > INT32_MAX)
+        return quern_refuse(why, "config group=%d bn=%d: more than 2^31 tiles in a group",
+                            config[GROUP], config[BN]);
     if (v->batch * tiles_p(v, config) * tiles_q(v, config) * config[SPLIT_K] > INT32_MAX)
         return quern_refuse(why, "config bm=%d bn=%d: more than 2^31 tiles", config[BM],
                             config[BN]);

@@ -20,7 +20,7 @@
  * rounds: for results in f32. It takes twice the registers.
  *
  * Before including, define BM, BN, STAGES, P_ALONG_M, Q_ALONG_N, SHARED_P, SHARED_Q, ROWS (rows of
- * a warpgroup: 64 or 128), PROMOTE_STEPS and OPERAND_TYPE (bf16 or f16), all plain numbers or words. */
+ * a warpgroup, a multiple of 64), PROMOTE_STEPS and OPERAND_TYPE (bf16 or f16), all plain numbers or words. */
 #ifndef QN_CUDA_GEMM_MAINLOOP_SM90_CUH
 #define QN_CUDA_GEMM_MAINLOOP_SM90_CUH
 #include "common/cuda/cluster.cuh"

@@ -34,8 +34,8 @@
  *  - Results come back through the last parameter and are written only on success, with one
  *    exception: quern_context_create(), as sqlite3_open() does it.
  *  - A context may be used by any number of threads at once; each thread has its own error text.
- *    quern_context_destroy() needs every other call to have ended. Do not use a context in a forked
- *    child: create a new one there.
+ *    quern_context_destroy() needs every other call, and the device work that calls began, to have
+ *    ended. Do not use a context in a forked child: create a new one there.
  *  - A NULL that must not be is refused ("kernel=NULL: must be given"; of a NULL context without a
  *    text); what returns nothing then does nothing.
  *  - Sizes are in elements unless the name says bytes. Strides are in elements.
@@ -280,7 +280,8 @@ struct quern_request {
     const struct quern_array *arrays;
     const char *variant; /* only this variant; NULL: any */
     const char *config;  /* these choices, "bm=64,bn=128"; NULL: tuned, neighbour, heuristic */
-    const char *target;  /* for quern_build() and quern_generate(): "cpu:x86-64-v3", "sm_90a" */
+    const char *target;  /* for quern_build(), quern_generate() and quern_cache_explain():
+                            "cpu:x86-64-v3", "sm_90a"; NULL: the context's */
 };
 #define QUERN_REQUEST_INIT QUERN_INIT(struct quern_request)
 

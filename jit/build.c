@@ -163,6 +163,51 @@ static char *text_dup(const char *text)
     return strdup(text ? text : "");
 }
 
+/* The line of a report that is the entry's, "" if it has none: a report has a line an entry,
+ * "entry=NAME registers=64 spills=0 shared=1024". */
+static const char *report_line(const char *report, const char *entry)
+{
+    char begin[80];
+    size_t length = (size_t)snprintf(begin, sizeof(begin), "entry=%s ", entry);
+    while (report && *report) {
+        if (!strncmp(report, begin, length))
+            return report;
+        report += strcspn(report, "\n");
+        report += *report == '\n';
+    }
+    return "";
+}
+
+/* The names of all entries of a report: "copy, copy_tail". */
+static void report_names(const char *report, char *text, size_t bytes)
+{
+    size_t length = 0;
+    text[0] = '\0';
+    for (const char *at = report; (at = strstr(at, "entry=")) && length < bytes; at++) {
+        const char *name = at + strlen("entry=");
+        length += (size_t)snprintf(text + length, bytes - length, "%s%.*s", length ? ", " : "",
+                                   (int)strcspn(name, " \n"), name);
+    }
+}
+
+/* A compiler that reports names every entry there is: one that a step asks for and that is not among
+ * them would only be missed when the artifact is loaded, perhaps on another machine. */
+static int check_entries(const struct build *build, int u, const char *report,
+                         struct quern_message *why)
+{
+    const struct quern_plan *plan = build->kernel->plan;
+    char names[256];
+    for (int i = 0; report && *report && i < plan->step_count; i++) {
+        if (build->unit_of[i] != u || *report_line(report, plan->steps[i].entry))
+            continue;
+        report_names(report, names, sizeof(names));
+        quern_refuse(why, "entry=%s: not in %s, which has %s", plan->steps[i].entry,
+                     plan->steps[i].source, names);
+        return QUERN_COMPILE;
+    }
+    return QUERN_OK;
+}
+
 /* Compile unit u and store it; the artifact then owns the blob. */
 static int compile_artifact(struct build *build, int u)
 {
@@ -176,6 +221,8 @@ static int compile_artifact(struct build *build, int u)
     struct quern_message why;
     double start = qn_now_ms();
     int status = build->backend->compile(build->device, &request, &result, &why);
+    if (!status)
+        status = check_entries(build, u, result.report, &why);
     if (status) {
         free(build->log);
         build->log = result.log;
@@ -262,16 +309,24 @@ static int load_unit(struct build *build, int u, double *load_ms)
     return status ? qn_fail_why(build->ctx, status, &why) : QUERN_OK;
 }
 
-/* A stored artifact that does not load, whatever its hash says, is set aside and made again. */
+/* A stored artifact that does not load, whatever its hash says, is set aside and made again, if that
+ * can be. Why it did not load is what the caller reads, unless the new one has a reason itself. */
 static int reload_unit(struct build *build, int u, double *load_ms)
 {
     struct quern_kernel *kernel = build->kernel;
+    struct quern_message first;
+    if (!build->compiler[0])
+        return QUERN_LOAD;
+    quern_refuse(&first, "%s", quern_errmsg(build->ctx));
     if (kernel->modules[u])
         build->backend->unload(build->device, kernel->modules[u]);
     kernel->modules[u] = NULL;
     qn_artifact_drop(build->ctx->store, &build->artifacts[u]);
     qn_artifact_fini(&build->artifacts[u]);
-    QN_TRY(get_artifact(build, u));
+    if (get_artifact(build, u)) {
+        qn_log(build->ctx, QUERN_LOG_WARN, "%s", quern_errmsg(build->ctx));
+        return qn_fail_why(build->ctx, QUERN_LOAD, &first);
+    }
     return load_unit(build, u, load_ms);
 }
 
@@ -285,21 +340,6 @@ static int stage_load(struct build *build, double load_ms[QUERN_MAX_STEPS])
             return status;
     }
     return QUERN_OK;
-}
-
-/* The line of a report that is the entry's, "" if it has none: a report has a line an entry,
- * "entry=NAME registers=64 spills=0 shared=1024". */
-static const char *report_line(const char *report, const char *entry)
-{
-    char begin[80];
-    size_t length = (size_t)snprintf(begin, sizeof(begin), "entry=%s ", entry);
-    while (report && *report) {
-        if (!strncmp(report, begin, length))
-            return report;
-        report += strcspn(report, "\n");
-        report += *report == '\n';
-    }
-    return "";
 }
 
 /* The number behind `name` in a line, or `missing`. */
@@ -446,6 +486,10 @@ int qn_target_of(struct quern_context *ctx, const struct quern_request *request,
     *target = ctx->target;
     if (request->target && qn_target_parse(request->target, target, &why))
         return qn_fail_why(ctx, QUERN_INVALID, &why);
+    if (target->kind == QUERN_CUDA && target->sm >= 90 && !target->sm_suffix)
+        return qn_fail(ctx, QUERN_INVALID,
+                       "target=sm_%d: must be sm_%da, which is what such a device asks for",
+                       target->sm, target->sm);
     return qn_profile_for(ctx, target, profile);
 }
 

@@ -54,6 +54,21 @@ static int fail_variant(struct quern_context *ctx, const struct quern_family *fa
                    family->name, known);
 }
 
+/* The variant that the request names cannot be taken: because of what it is. */
+static int fail_named(struct quern_context *ctx, const struct qn_build_request *request,
+                      const char *target, const char *spec)
+{
+    const struct quern_family *family = request->bucket->spec.family;
+    const struct quern_variant *variant = qn_variant_find(family, request->variant);
+    if (!variant)
+        return fail_variant(ctx, family, request->variant);
+    if (variant->device != request->target->kind)
+        return qn_fail(ctx, QUERN_UNSUPPORTED, "variant=%s: is for %s, target=%s", variant->name,
+                       variant->device == QUERN_CUDA ? "CUDA" : "the CPU", target);
+    return qn_fail(ctx, QUERN_UNSUPPORTED, "target=%s: %s (%s) does not serve %s", target,
+                   variant->name, variant->doc ? variant->doc : "no description", spec);
+}
+
 static int choose_first(struct quern_context *ctx, const struct qn_build_request *request,
                         const struct quern_variant **variant)
 {
@@ -68,11 +83,9 @@ static int choose_first(struct quern_context *ctx, const struct qn_build_request
     char target[96], spec[512];
     qn_target_format(request->target, target, sizeof(target));
     quern_spec_text(&request->bucket->spec, spec, sizeof(spec));
-    if (request->variant && !qn_variant_find(family, request->variant))
-        return fail_variant(ctx, family, request->variant);
-    return qn_fail(ctx, QUERN_UNSUPPORTED, "target=%s: %s %s %s", target,
-                   request->variant ? request->variant : "no variant",
-                   request->variant ? "does not serve" : "serves", spec);
+    if (request->variant)
+        return fail_named(ctx, request, target, spec);
+    return qn_fail(ctx, QUERN_UNSUPPORTED, "target=%s: no variant serves %s", target, spec);
 }
 
 /* ---- Tuned rows ---------------------------------------------------------------------------- */

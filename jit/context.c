@@ -332,20 +332,43 @@ void quern_context_destroy(struct quern_context *ctx)
 
 /* ---- Memory -------------------------------------------------------------------------------- */
 
+/* Nothing is asked of the device meanwhile: that would spoil the capture. */
+static int refuse_captured(size_t bytes, const void *stream, struct quern_message *why)
+{
+    if (stream)
+        return quern_refuse(why, "bytes=%zu: stream=%p is being captured: it gives no memory",
+                            bytes, stream);
+    return quern_refuse(why,
+                        "bytes=%zu: the default stream gives no memory while a stream that "
+                        "synchronises with it is being captured",
+                        bytes);
+}
+
+/* Why there is no memory: a device that is past giving any says so when it is synchronised. */
+static int refuse_memory(struct quern_context *ctx, size_t bytes, void *stream,
+                         struct quern_message *why)
+{
+    bool is_captured = ctx->backend->is_capturing(ctx->device, stream);
+    if (is_captured && !ctx->options.alloc)
+        return refuse_captured(bytes, stream, why);
+    if (!is_captured)
+        QN_TRY(ctx->backend->synchronize(ctx->device, NULL, why));
+    if (ctx->options.alloc)
+        quern_refuse(why, "bytes=%zu: options.alloc has no such memory", bytes);
+    else
+        quern_refuse(why, "bytes=%zu: the device has no such memory, %zu bytes of it are free",
+                     bytes, ctx->backend->free_bytes(ctx->device));
+    return QUERN_NO_MEMORY;
+}
+
 int qn_memory_get(struct quern_context *ctx, size_t bytes, void *stream, void **data,
                   struct quern_message *why)
 {
     const struct quern_options *options = &ctx->options;
     void *memory = options->alloc ? options->alloc(bytes, ctx->ordinal, stream, options->alloc_user)
                                   : ctx->backend->alloc(ctx->device, bytes, stream);
-    if (!memory) {
-        if (options->alloc)
-            quern_refuse(why, "bytes=%zu: options.alloc has no such memory", bytes);
-        else
-            quern_refuse(why, "bytes=%zu: the device has no such memory, %zu bytes of it are free",
-                         bytes, ctx->backend->free_bytes(ctx->device));
-        return QUERN_NO_MEMORY;
-    }
+    if (!memory)
+        return refuse_memory(ctx, bytes, stream, why);
     if ((uintptr_t)memory % QN_MEMORY_ALIGN) {
         qn_free(ctx, memory, bytes, stream);
         return quern_refuse(why, "options.alloc=%p for %zu bytes: must be a multiple of %d", memory,
@@ -353,16 +376,6 @@ int qn_memory_get(struct quern_context *ctx, size_t bytes, void *stream, void **
     }
     *data = memory;
     return QUERN_OK;
-}
-
-void *qn_alloc(struct quern_context *ctx, size_t bytes, void *stream)
-{
-    struct quern_message why;
-    void *memory = NULL;
-    if (qn_memory_get(ctx, bytes, stream, &memory, &why) == QUERN_OK)
-        return memory;
-    qn_log(ctx, QUERN_LOG_WARN, "%s", why.text);
-    return NULL;
 }
 
 void qn_free(struct quern_context *ctx, void *data, size_t bytes, void *stream)
@@ -382,6 +395,15 @@ int qn_copy(struct quern_context *ctx, void *to, const void *from, size_t bytes,
     int status = bytes ? ctx->backend->copy(ctx->device, to, from, bytes, NULL) : QUERN_OK;
     if (status && !ctx->backend->synchronize(ctx->device, NULL, why))
         quern_refuse(why, "bytes=%zu: the device cannot copy them from %p to %p", bytes, from, to);
+    return status;
+}
+
+int qn_fill(struct quern_context *ctx, void *data, int byte, size_t bytes,
+            struct quern_message *why)
+{
+    int status = bytes ? ctx->backend->fill(ctx->device, data, byte, bytes, NULL) : QUERN_OK;
+    if (status && !ctx->backend->synchronize(ctx->device, NULL, why))
+        quern_refuse(why, "bytes=%zu: the device cannot fill them at %p", bytes, data);
     return status;
 }
 

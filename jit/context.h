@@ -122,11 +122,12 @@ void qn_backend_options(struct quern_context *ctx, struct qn_backend_options *op
  * gives other memory is refused by name. */
 int qn_memory_get(struct quern_context *ctx, size_t bytes, void *stream, void **data,
                   struct quern_message *why);
-/* The same; NULL for whatever reason. */
-void *qn_alloc(struct quern_context *ctx, size_t bytes, void *stream);
 void qn_free(struct quern_context *ctx, void *data, size_t bytes, void *stream);
 /* Device or host memory, either way, before it returns. */
 int qn_copy(struct quern_context *ctx, void *to, const void *from, size_t bytes,
+            struct quern_message *why);
+/* Device memory, on the default stream. */
+int qn_fill(struct quern_context *ctx, void *data, int byte, size_t bytes,
             struct quern_message *why);
 
 /* ---- family.c ---- */

@@ -84,6 +84,16 @@ static int open_named(struct quern_context *ctx, const char *name)
     return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
 }
 
+/* A machine without a driver is an ordinary one; a driver that does not serve is a surprise to
+ * whoever then runs on the CPU. */
+static void log_passed_over(struct quern_context *ctx, const struct quern_message *why,
+                            const char *next)
+{
+    bool is_ordinary = strstr(why->text, "no NVIDIA driver") != NULL;
+    qn_log(ctx, is_ordinary ? QUERN_LOG_INFO : QUERN_LOG_WARN, "%s; trying device=%s", why->text,
+           next);
+}
+
 static int open_first(struct quern_context *ctx)
 {
     struct quern_message why;
@@ -91,6 +101,8 @@ static int open_first(struct quern_context *ctx)
     for (int i = 0; i < BACKEND_COUNT && status; i++) {
         ctx->backend = backends[i];
         status = open_backend(ctx, ctx->backend, 0, &ctx->device, &why);
+        if (status && i + 1 < BACKEND_COUNT)
+            log_passed_over(ctx, &why, backends[i + 1]->name);
     }
     return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
 }

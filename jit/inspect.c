@@ -2,7 +2,10 @@
  *
  * explain works on lines. The request's tuning key, then the key of each unit of its plan, is
  * looked up among the stored ones; where it is missing, the stored key with the fewest differing
- * lines is the nearest, and each differing line is reported by name, the text before '='.
+ * lines is the nearest, and each differing line is reported by name, the text before '='. Keys are
+ * compared only where they have the same places: the device profile of a tuned row, target and
+ * template of an artifact. A kernel of another place differs in every line, which says less than
+ * the one line that names the places where something is stored.
  */
 #include <quern/cache.h>
 
@@ -14,6 +17,7 @@
 #include "jit/device.h"
 #include "jit/plan.h"
 #include "jit/target.h"
+#include "jit/text.h"
 
 int quern_cache_stats(struct quern_context *ctx, struct quern_cache_stats *stats)
 {
@@ -193,25 +197,80 @@ static int compare_keys(const struct key_lines *wanted, const struct key_lines *
     return differing;
 }
 
+/* ---- The nearest key ----------------------------------------------------------------------- */
+
+enum { MAX_PLACES = 2 };
+static const char *const tuned_places[MAX_PLACES] = { "profile" };
+static const char *const artifact_places[MAX_PLACES] = { "target", "template" };
+
 struct nearest {
     const char *family; /* only this family's rows */
     struct key_lines wanted;
-    char *text; /* of the nearest; owned */
+    const char *const *places;
+    char others[MAX_PLACES][256]; /* of each place, the first that differs, what rows have there */
+    char *text;                   /* of the nearest; owned */
     char key[QN_KEY_HEX];
     int differing;
 };
+
+/* Writes what a key has at a place; "" if nothing. The template is the first file. */
+static void place_text(const struct key_lines *key, const char *place, char *text, size_t bytes)
+{
+    bool is_template = !strcmp(place, "template");
+    const char *prefix = is_template ? "file" : place;
+    size_t length = strlen(prefix);
+    *text = 0;
+    for (int i = 0; i < key->count; i++) {
+        const char *rest = key->lines[i] + length + 1;
+        if (strncmp(key->lines[i], prefix, length) || rest[-1] != (is_template ? '.' : '='))
+            continue;
+        int end = is_template ? (int)strcspn(rest, "=") : (int)strlen(rest);
+        snprintf(text, bytes, "%.*s", end, rest);
+        return;
+    }
+}
+
+/* Adds name to a list "sm_80, sm_90a" that lacks it. */
+static void list_add_once(char *list, size_t bytes, const char *name)
+{
+    size_t length = strlen(name);
+    for (const char *word = list; *word; word += strspn(word, ", ")) {
+        size_t end = strcspn(word, ",");
+        if (end == length && !memcmp(word, name, length))
+            return;
+        word += end;
+    }
+    qn_list_add(list, bytes, name);
+}
+
+/* False if the key is of another place, which is noted. */
+static bool is_same_place(struct nearest *nearest, const struct key_lines *have)
+{
+    for (int p = 0; p < MAX_PLACES && nearest->places[p]; p++) {
+        char here[128], there[128];
+        place_text(&nearest->wanted, nearest->places[p], here, sizeof(here));
+        place_text(have, nearest->places[p], there, sizeof(there));
+        if (strcmp(here, there)) {
+            list_add_once(nearest->others[p], sizeof(nearest->others[p]), there);
+            return false;
+        }
+    }
+    return true;
+}
 
 static void offer(struct nearest *nearest, const char *key, const char *family, const char *text)
 {
     struct key_lines have;
     if (strcmp(family, nearest->family) || key_lines_init(&have, text))
         return;
-    int differing = compare_keys(&nearest->wanted, &have, NULL, NULL, NULL);
-    if (!nearest->text || differing < nearest->differing) {
-        free(nearest->text);
-        nearest->text = strdup(text);
-        nearest->differing = differing;
-        memcpy(nearest->key, key, QN_KEY_HEX);
+    if (is_same_place(nearest, &have)) {
+        int differing = compare_keys(&nearest->wanted, &have, NULL, NULL, NULL);
+        if (!nearest->text || differing < nearest->differing) {
+            free(nearest->text);
+            nearest->text = strdup(text);
+            nearest->differing = differing;
+            memcpy(nearest->key, key, QN_KEY_HEX);
+        }
     }
     free(have.text);
 }
@@ -228,18 +287,38 @@ static int offer_tuned(void *user, const struct qn_tuned *tuned)
     return 0;
 }
 
+/* Nothing is stored for this place: one line, of the place closest to the request's that is. */
+static void explain_place(const struct nearest *nearest,
+                          void (*line)(void *, const struct quern_cache_difference *), void *user,
+                          struct quern_cache_difference *difference)
+{
+    char wanted[128];
+    for (int p = MAX_PLACES - 1; p >= 0; p--) {
+        if (!*nearest->others[p])
+            continue;
+        place_text(&nearest->wanted, nearest->places[p], wanted, sizeof(wanted));
+        difference->name = nearest->places[p];
+        difference->wanted = wanted;
+        difference->have = nearest->others[p];
+        break;
+    }
+    line(user, difference);
+}
+
 static int explain_key(struct quern_context *ctx, const char *table, const char *family,
                        const char *text,
                        void (*line)(void *, const struct quern_cache_difference *), void *user)
 {
-    struct nearest nearest = { .family = family };
+    bool is_tuned = !strcmp(table, "tuned");
+    struct nearest nearest = { .family = family,
+                               .places = is_tuned ? tuned_places : artifact_places };
     struct key_lines have = { 0 };
     char hex[QN_KEY_HEX];
     qn_key_hex(text, strlen(text), hex);
     struct quern_cache_difference difference = { .table = table, .key = hex };
     if (key_lines_init(&nearest.wanted, text))
         return qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
-    if (!strcmp(table, "tuned"))
+    if (is_tuned)
         qn_tuned_list(ctx->store, "", offer_tuned, &nearest);
     else
         qn_artifact_each(ctx->store, "", offer_artifact, &nearest);
@@ -250,7 +329,7 @@ static int explain_key(struct quern_context *ctx, const char *table, const char 
         else if (!key_lines_init(&have, nearest.text))
             compare_keys(&nearest.wanted, &have, line, user, &difference);
     } else {
-        line(user, &difference);
+        explain_place(&nearest, line, user, &difference);
     }
     free(have.text);
     free(nearest.text);

@@ -576,15 +576,10 @@ static int region_poison(const struct qn_regions *map, const struct qn_place *pl
                          struct quern_message *why)
 {
     const struct qn_region *region = &map->regions[r];
-    struct quern_context *ctx = map->ctx;
     int output = covering(map, r);
     if (output >= 0 && qn_is_poisoned(map, output)) {
         int byte = qn_poison_byte(map->shapes[output].dtype, round);
-        int status =
-            ctx->backend->fill(ctx->device, place->base[r], byte, (size_t)region->bytes, NULL);
-        if (status)
-            quern_refuse(why, "the device cannot fill %lld bytes", (long long)region->bytes);
-        return status;
+        return qn_fill(map->ctx, place->base[r], byte, (size_t)region->bytes, why);
     }
     host_copy(work->data[r], before->data[r], region->packed_bytes);
     for (int i = 0; i < map->spec.family->array_count; i++) {

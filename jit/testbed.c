@@ -66,12 +66,13 @@ static int draw_arrays(struct qn_testbed *bed, const struct quern_spec *spec, ui
         if (!count)
             continue;
         drawn->bytes = (size_t)count * quern_dtype_bytes(shape.dtype);
-        drawn->data = arrays[i].data = qn_alloc(bed->ctx, drawn->bytes, NULL);
-        if (!drawn->data) {
+        int status = qn_memory_get(bed->ctx, drawn->bytes, NULL, &arrays[i].data, why);
+        if (status == QUERN_NO_MEMORY)
             quern_refuse(why, "the device has no %zu bytes for %s", drawn->bytes,
                          spec->family->arrays[i].name);
-            return QUERN_NO_MEMORY;
-        }
+        if (status)
+            return status;
+        drawn->data = arrays[i].data;
         QN_TRY(draw_contents(bed->ctx, spec, i, seed, drawn, why));
     }
     return qn_arrays_bind(spec, arrays, bound, why);

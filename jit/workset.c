@@ -42,12 +42,12 @@ static int device_copy(const struct qn_workset *set, void *to, const void *from,
 static int device_alloc(const struct qn_workset *set, int64_t bytes, void *out,
                         struct quern_message *why)
 {
-    void *memory = qn_alloc(set->map->ctx, (size_t)bytes, NULL);
+    void *memory = NULL;
+    int status = qn_memory_get(set->map->ctx, (size_t)bytes, NULL, &memory, why);
     memcpy(out, &memory, sizeof(memory));
-    if (memory)
-        return QUERN_OK;
-    quern_refuse(why, "the device has no %lld bytes for private buffers", (long long)bytes);
-    return QUERN_NO_MEMORY;
+    if (status == QUERN_NO_MEMORY)
+        quern_refuse(why, "the device has no %lld bytes for private buffers", (long long)bytes);
+    return status;
 }
 
 /* ---- The memory plan ----------------------------------------------------------------------- */
@@ -102,7 +102,8 @@ static int plan_memory(struct qn_workset *set, const struct qn_workset_options *
         options->memory_bytes ? options->memory_bytes : ctx->backend->free_bytes(ctx->device) / 4;
     struct demand demand = demand_of(set->map);
     int64_t room = memory < INT64_MAX ? (int64_t)memory - demand.saved : INT64_MAX;
-    if (demand.written > room) {
+    if (demand.written > room) { /* or the device is past answering */
+        QN_TRY(ctx->backend->synchronize(ctx->device, NULL, why));
         quern_refuse(why,
                      "memory_bytes=%zu: must be at least %lld, for private copies of what the "
                      "call writes",
@@ -419,11 +420,7 @@ int qn_workset_workspace(struct qn_workset *set, size_t bytes, struct quern_mess
 static int device_fill(struct qn_workset *set, char *data, int byte, size_t bytes,
                        struct quern_message *why)
 {
-    struct quern_context *ctx = set->map->ctx;
-    int status = data ? ctx->backend->fill(ctx->device, data, byte, bytes, NULL) : QUERN_OK;
-    if (status)
-        quern_refuse(why, "the device cannot fill %zu bytes", bytes);
-    return status;
+    return data ? qn_fill(set->map->ctx, data, byte, bytes, why) : QUERN_OK;
 }
 
 int qn_workset_scratch(struct qn_workset *set, struct quern_message *why)

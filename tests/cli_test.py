@@ -150,8 +150,16 @@ class VerbsTest(CommandCase):
         families = self.json("families")
         self.assertEqual(list(families), ["families"])
         for family in families["families"]:
-            self.assertEqual(list(family), "name folder params arrays variants".split())
+            self.assertEqual(list(family), "name folder params arrays variants kernels".split())
             self.assertTrue(family["variants"])
+            self.assertEqual([k["variant"] for k in family["kernels"]], family["variants"])
+            for kernel in family["kernels"]:
+                self.assertEqual(list(kernel), "variant device doc knobs".split())
+                self.assertIn(kernel["device"], ("cpu", "cuda"))
+                self.assertTrue(kernel["doc"])
+                for knob in kernel["knobs"]:
+                    self.assertEqual(list(knob), "name min max doc".split())
+                    self.assertLessEqual(knob["min"], knob["max"])
             for param in family["params"]:
                 self.assertEqual(list(param), "name class domain default doc".split())
                 self.assertIn(param["class"], "static dynamic hint scalar".split())
@@ -167,6 +175,9 @@ class VerbsTest(CommandCase):
         self.assertEqual(params["m"]["domain"], {"min": 0})
         self.assertIsNone(params["m"]["default"])
         self.assertIn("bf16", params["a"]["domain"])
+        text = self.quern("families", "gemm").stdout
+        for kernel in gemm["kernels"]:
+            self.assertRegex(text, f"{kernel['variant']} +{kernel['device']} +{kernel['doc'][:20]}")
 
     def test_gen_prints_defines_and_template(self):
         source = self.quern("gen", *SMALL).stdout
@@ -433,6 +444,28 @@ class CacheTest(CommandCase):
         text = self.quern(*words, "m=500", "--device", "cpu").stdout
         self.assertRegex(text, r"m: wanted 512, nearest stored \(\w+\) has 256")
 
+    def test_explain_says_in_one_line_what_other_places_have(self):
+        cache = ["--cache", self.path("places.db")]
+        spec = ["copy", "n=1000"]
+        have, wanted = "cpu:x86-64-v2", "cpu:x86-64-v1"
+        self.quern("build", *spec, "--target", f"{have},cpu:aarch64", *cache)
+
+        def artifact(*words):
+            lines = self.json("cache", "explain", *words, *cache)["differences"]
+            return [line for line in lines if line["table"] == "artifact"]
+
+        (hit,) = artifact(*spec, "--target", have)
+        self.assertIsNone(hit["name"])
+        self.assertIsNotNone(hit["nearest"])
+        (miss,) = artifact(*spec, "--target", wanted)
+        self.assertEqual((miss["name"], miss["wanted"]), ("target", wanted))
+        self.assertEqual(set(miss["have"].split(", ")), {have, "cpu:aarch64"})
+        self.assertIsNone(miss["nearest"])
+        (miss,) = artifact("copy", "n=1000", "dtype=bf16", "--target", have)
+        self.assertTrue(miss["name"].startswith("define."), miss)
+        text = self.quern("cache", "explain", *spec, "--target", wanted, *cache).stdout
+        self.assertRegex(text, f"miss: target: wanted {wanted}, stored: cpu:")
+
     def test_verify_sets_damaged_rows_aside(self):
         damaged = self.path("damaged.db")
         shutil.copy(self.cache, damaged)
@@ -655,6 +688,16 @@ class BadWordsTest(RefusalCase):
         self.refuse(2, "target=sm_1", "gen", *SMALL, "--target", "sm_1")
         self.refuse(2, "target=", "gen", *SMALL, "--target", "")
         self.refuse(2, "target=nosuch", "build", *SMALL, "--target", "nosuch")
+        self.refuse(2, "target=nosuch", "cache", "explain", *SMALL, "--target", "nosuch")
+        for bad in ("cpu:x86-64-v1,,cpu:x86-64-v2", "cpu:x86-64-v1,", ",cpu:x86-64-v1", ","):
+            self.refuse(2, f"target={bad}: must be", "build", *SMALL, "--target", bad)
+        self.refuse(2, "target=nosuch", "build", *SMALL, "--target", "cpu:x86-64-v1,nosuch")
+        self.refuse(1, "target=sm_80", "build", *SMALL, "--target", "cpu:x86-64-v1,sm_80",
+                    "--variant", "gemm_cpu")
+        other_kind = "variant=gemm_sm90: is for CUDA, target=cpu:"
+        self.refuse(1, other_kind, "run", *SMALL, "--variant", "gemm_sm90")
+        not_served = "target=sm_80: gemm_sm90 (bf16 and f16 on Hopper: "
+        self.refuse(1, not_served, "gen", *SMALL, "--variant", "gemm_sm90", "--target", "sm_80")
         self.refuse(2, "nosuch=1", "run", *SMALL, "--config", "nosuch=1")
         self.refuse(2, "nosuch", "run", *SMALL, "--config", "nosuch")
         self.refuse(2, "variant=nosuch", "run", *SMALL, "--variant", "nosuch")

@@ -383,7 +383,7 @@ static int fake_kernel_set(int attribute, int value, struct cu_kernel *kernel, i
     (void)kernel;
     (void)device;
     cuda_fake.kernel_attributes[attribute] = value;
-    return ask("set");
+    return ask(attribute == CU_KERNEL_NON_PORTABLE_CLUSTER ? "cluster" : "set");
 }
 
 static int fake_kernel_parameter(struct cu_kernel *kernel, size_t index, size_t *offset,

@@ -1,7 +1,8 @@
 /* Every family's cases compiled for every CUDA target by every CUDA variant that serves them, with
  * no device: the config that an untuned call would take, for arrays aligned as well as can be and
- * as badly as may be, must compile without a spilled register or a serialized wgmma. Then a random
- * sample of the other candidates for as long as time is left; those may spill or be refused, which
+ * as badly as may be, must compile without a spilled register or a serialized wgmma. The same goes
+ * for random products, larger than the cases, so that large tiles are chosen. Then a random sample
+ * of the other candidates for as long as time is left; those may spill or be refused, which
  * the tuner sees to, but nothing else may happen to them. QUERN_TEST_ALL=1 samples nothing, and
  * takes an hour of one processor.
  *
@@ -22,6 +23,7 @@
 #include "jit/device.h"
 #include "jit/target.h"
 
+#define PRODUCT_BUILDS 60
 #define SUITE_SECONDS 120 /* samples are taken until then, */
 #define SAMPLE_SECONDS 10 /* and for as long at least */
 #define SAMPLE_LIMIT 2000
@@ -395,6 +397,46 @@ START_TEST(every_case_compiles_for_every_target_as_an_untuned_call_would_have_it
 }
 END_TEST
 
+/* A product whose dtypes and layout are as random as its sizes, which are round or odd. */
+static void draw_product(uint64_t *seed, char *words, size_t size)
+{
+    static const char *const dtypes[] = { "f32", "bf16", "f16" };
+    static const char *const biases[] = { "none", "none", "f32", "bf16", "f16" };
+    static const char *const batches[] = { "1", "1", "3" };
+    long sizes[3];
+    for (int i = 0; i < 3; i++) {
+        sizes[i] = 1L << common_between(seed, 3, 13);
+        sizes[i] -= common_between(seed, 0, 4) ? 0 : common_between(seed, 1, 7);
+    }
+    const char *a = dtypes[common_between(seed, 0, 2)];
+    const char *b = common_between(seed, 0, 2) ? a : dtypes[common_between(seed, 0, 2)];
+    bool is_tf32 = !strcmp(a, "f32") && !strcmp(b, "f32") && !common_between(seed, 0, 3);
+    snprintf(words, size, "m=%ld n=%ld k=%ld batch=%s a=%s b=%s d=%s bias=%s layout=%s%s%s",
+             sizes[0], sizes[1], sizes[2], batches[common_between(seed, 0, 2)], a, b,
+             dtypes[common_between(seed, 0, 2)], biases[common_between(seed, 0, 4)],
+             common_between(seed, 0, 1) ? "nn" : "nt",
+             common_between(seed, 0, 2) ? "" : " accumulate=1", is_tf32 ? " math=tf32" : "");
+}
+
+START_TEST(random_products_compile_for_some_target_as_an_untuned_call_would_have_them)
+{
+    static struct product {
+        struct test_case test;
+        char words[128];
+    } products[PRODUCT_BUILDS * 10];
+    int builds = common_is_exhaustive() ? PRODUCT_BUILDS * 10 : PRODUCT_BUILDS;
+    uint64_t seed = common_seed();
+    jobs.count = 0;
+    for (int i = 0; i < builds && jobs.count < builds; i++) {
+        draw_product(&seed, products[i].words, sizeof(products[i].words));
+        products[i].test = (struct test_case){ "gemm", products[i].words, false };
+        serving(&products[i].test, cuda_targets[common_between(&seed, 0, CUDA_TARGET_COUNT - 1)],
+                common_between(&seed, 0, 3) ? ALIGNED : UNALIGNED, job_add);
+    }
+    settle("random products");
+}
+END_TEST
+
 static void add_candidates_everywhere(const struct test_case *test, uint64_t *seed)
 {
     const struct quern_family *family = quern_family_find(ctx, test->family);
@@ -442,6 +484,8 @@ static Suite *suite_make(void)
     tcase_add_loop_test(tcase,
                         every_case_compiles_for_every_target_as_an_untuned_call_would_have_it, 0,
                         CUDA_TARGET_COUNT);
+    tcase_add_test(tcase,
+                   random_products_compile_for_some_target_as_an_untuned_call_would_have_them);
     tcase_add_test(tcase, candidates_compile_or_are_refused_for_what_they_are);
     suite_add_tcase(suite, tcase);
     return suite;
@@ -449,5 +493,5 @@ static Suite *suite_make(void)
 
 int main(void)
 {
-    return cuda_is_skipped(CUDA_TARGET_COUNT + 2) ? 0 : common_main(suite_make());
+    return cuda_is_skipped(CUDA_TARGET_COUNT + 3) ? 0 : common_main(suite_make());
 }

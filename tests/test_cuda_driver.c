@@ -25,6 +25,36 @@ START_TEST(without_a_driver_open_says_so_in_one_line)
 }
 END_TEST
 
+/* What `quern run` says on its standard error with `source` for a driver. */
+static char *said_with_driver(const char *source)
+{
+    char *file = common_scratch_path("driver/driver.c"), *command, *said;
+    int code;
+
+    common_file_write(file, source);
+    ck_assert_int_gt(asprintf(&command,
+                              "cd %s/driver && %s -shared -fPIC -o libcuda.so.1 driver.c && "
+                              "QUERN_CACHE= LD_LIBRARY_PATH=. %s/../quern run copy n=100 "
+                              "2>&1 >/dev/null",
+                              common_scratch(), common_clang(), common_directory()),
+                     0);
+    said = common_shell(command, &code);
+    ck_assert_msg(code == 0, "exit %d: %s", code, said);
+    free(command);
+    free(file);
+    return said;
+}
+
+START_TEST(a_driver_that_does_not_serve_is_said_before_the_cpu_does)
+{
+    char *said = said_with_driver("int cuInit(unsigned flags) { return (int)flags; }");
+
+    ck_assert_msg(strstr(said, "device=cuda: the NVIDIA driver (CUDA 0.0) lacks "), "%s", said);
+    ck_assert_msg(strstr(said, "; trying device=cpu\n"), "%s", said);
+    free(said);
+}
+END_TEST
+
 START_TEST(opened_to_compile_only_nothing_else_is_done)
 {
     struct qn_backend_options options = { .ordinal = -1 };
@@ -192,6 +222,12 @@ START_TEST(a_function_may_use_all_shared_memory_and_takes_one_struct)
     cuda_bed_says(cuda->function(device, module, "main", &function, &cuda_bed.why), QUERN_LOAD,
                   "entry=main: its argument has 1032 bytes: at most 1024");
     cuda_fake.parameters[0] = 8;
+    cuda_fake.failing = "cluster";
+    cuda_fake.code = CU_INVALID_VALUE;
+    ck_assert_int_eq(cuda->function(device, module, "main", &function, &cuda_bed.why), 0);
+    cuda_fake.failing = "set";
+    cuda_bed_says(cuda->function(device, module, "main", &function, &cuda_bed.why), QUERN_INVALID,
+                  "cuKernelSetAttribute");
     cuda_fake.failing = "kernel";
     cuda_fake.code = CU_NOT_FOUND;
     cuda_bed_says(cuda->function(device, module, "main", &function, &cuda_bed.why), QUERN_LOAD,
@@ -307,6 +343,7 @@ END_TEST
 START_TEST(a_launch_carries_shape_cluster_and_programmatic_start)
 {
     struct quern_step *step = cuda_bed_kernel("main");
+    struct qn_cuda_driver old = cuda_fake_driver;
 
     cuda_bed_push(&cuda_fake.contexts[0]);
     step->shared_bytes = 1000;
@@ -328,6 +365,10 @@ START_TEST(a_launch_carries_shape_cluster_and_programmatic_start)
               cuda_fake.attributes[0].value.cluster[2] == 1);
     ck_assert_int_eq(cuda_fake.attributes[1].id, CU_LAUNCH_PROGRAMMATIC);
     ck_assert_int_eq(cuda_fake.attributes[1].value.is_programmatic, 1);
+    old.version = 12020;
+    cuda_bed.device.cu = &old;
+    ck_assert_int_eq(cuda_bed_run(NULL), 0);
+    ck_assert_uint_eq(cuda_fake.launched.attribute_count, 1);
 }
 END_TEST
 
@@ -442,6 +483,27 @@ START_TEST(one_launch_is_timed_behind_the_default_stream_on_a_kept_clock)
 }
 END_TEST
 
+START_TEST(what_fails_around_a_launch_is_named)
+{
+    static const char *const calls[][2] = { { "record", "cuEventRecord: " },
+                                            { "esync", "cuEventSynchronize: " },
+                                            { "elapsed", "cuEventElapsedTime: " },
+                                            { "wait", "cuStreamWaitEvent: " } };
+    double nanoseconds;
+
+    cuda_bed_kernel("main");
+    cuda_fake.code = CU_INVALID_VALUE;
+    for (size_t i = 0; i < sizeof calls / sizeof calls[0]; i++) {
+        cuda_fake.failing = calls[i][0];
+        cuda_bed_says(cuda->time_launch(&cuda_bed.device, &cuda_bed.plan, cuda_bed.functions,
+                                        &cuda_bed.launch, NULL, &nanoseconds, &cuda_bed.why),
+                      QUERN_INVALID, calls[i][1]);
+    }
+    cuda_fake.failing = NULL;
+    qn_cuda_time_fini(&cuda_bed.device);
+}
+END_TEST
+
 START_TEST(in_a_context_of_the_callers_the_clock_does_not_outlive_the_call)
 {
     double nanoseconds;
@@ -475,6 +537,14 @@ START_TEST(a_recording_holds_its_launches_between_two_events)
     ck_assert_int_eq(cuda->replay(&cuda_bed.device, recording, &nanoseconds, &cuda_bed.why), 0);
     ck_assert_str_eq(cuda_fake.asked, "push record0 wait go sync elapsed pop");
     ck_assert_double_eq(nanoseconds, 250000);
+    cuda_fake.code = CU_INVALID_VALUE;
+    cuda_fake.failing = "go";
+    cuda_bed_says(cuda->replay(&cuda_bed.device, recording, &nanoseconds, &cuda_bed.why),
+                  QUERN_INVALID, "cuGraphLaunch: ");
+    cuda_fake.failing = "sync";
+    cuda_bed_says(cuda->replay(&cuda_bed.device, recording, &nanoseconds, &cuda_bed.why),
+                  QUERN_INVALID, "cuStreamSynchronize: ");
+    cuda_fake.failing = NULL;
     cuda_fake.asked[0] = '\0';
     cuda->forget(&cuda_bed.device, recording);
     ck_assert_str_eq(cuda_fake.asked, "push ~make ~event ~event ~event ~stream pop");
@@ -511,6 +581,7 @@ int main(void)
 
     tcase_add_checked_fixture(cases, cuda_bed_init, NULL);
     tcase_add_test(cases, without_a_driver_open_says_so_in_one_line);
+    tcase_add_test(cases, a_driver_that_does_not_serve_is_said_before_the_cpu_does);
     tcase_add_test(cases, opened_to_compile_only_nothing_else_is_done);
     tcase_add_test(cases, doctor_tells_of_driver_and_compiler_whatever_is_here);
     tcase_add_test(cases, an_artifact_runs_on_its_architecture_or_plain_on_a_newer_of_its_major);
@@ -527,6 +598,7 @@ int main(void)
     tcase_add_test(cases, memory_is_stream_ordered_and_none_is_given_under_capture);
     tcase_add_test(cases, a_pointer_that_a_kernel_may_not_have_is_named_for_what_it_is);
     tcase_add_test(cases, one_launch_is_timed_behind_the_default_stream_on_a_kept_clock);
+    tcase_add_test(cases, what_fails_around_a_launch_is_named);
     tcase_add_test(cases, in_a_context_of_the_callers_the_clock_does_not_outlive_the_call);
     tcase_add_test(cases, a_recording_holds_its_launches_between_two_events);
     tcase_add_test(cases, a_recording_that_fails_leaves_no_capture_and_nothing_behind);

@@ -379,6 +379,7 @@ START_TEST(misaligned_memory_of_a_hook_is_handed_back_and_the_hook_named)
     options.free = hook_free;
     options.alloc_user = &hook;
     options.log = log_not_wanted; /* the log's user is another */
+    options.log_level = QUERN_LOG_INFO;
     options.user = &lines;
     struct quern_context *hooked = common_context(&options);
     struct quern_spec spec = common_spec(hooked, "kinds rows=20 cols=7 gain=2");
@@ -388,10 +389,9 @@ START_TEST(misaligned_memory_of_a_hook_is_handed_back_and_the_hook_named)
     assert_refused(hooked, quern_memory_alloc(hooked, 100, &memory), QUERN_INVALID,
                    "for 100 bytes: must be a multiple of 256");
     ck_assert_ptr_eq(memory, &set);
-    ck_assert_ptr_null(qn_alloc(hooked, 100, NULL));
-    ck_assert_int_eq(lines, 1);
-    ck_assert_int_eq(hook.allocs, 3);
-    ck_assert_int_eq(hook.frees, 3);
+    ck_assert_int_gt(lines, 0);
+    ck_assert_int_eq(hook.allocs, 2);
+    ck_assert_int_eq(hook.frees, 2);
     ck_assert(!hook.is_wrong);
     common_arrays_fini(&set);
     quern_context_destroy(hooked);

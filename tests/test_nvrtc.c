@@ -3,7 +3,8 @@
  *
  * Each test is a process of its own (Check forks), so that none finds the library loaded already.
  * Run as `test_nvrtc find` this program prints the library that it would load, as `test_nvrtc
- * compile FILE` it compiles with that one.
+ * find-for 12020` with a driver of that version, as `test_nvrtc compile FILE` it compiles with that
+ * one.
  *
  * NVRTC is expected to be there: `make deps` sees to it. Where that could not get it, it left
  * nvrtc/absent with the reason in the build's folder; what needs NVRTC is then counted as
@@ -466,9 +467,13 @@ END_TEST
 
 START_TEST(a_damaged_fact_is_asked_for_again)
 {
-    static const char *const damaged[] = {
-        "", "nvrtc", "nvrtc 13.0", "nvrtc 1.0.1", "clang 13.0.88", "nvrtc 13.0.88 and more"
-    };
+    static const char *const damaged[] = { "",
+                                           "nvrtc",
+                                           "nvrtc 13.0",
+                                           "nvrtc 1.0.1",
+                                           "clang 13.0.88",
+                                           "nvrtc 13.0.88 and more",
+                                           "nvrtc 12.8.93" };
     struct facts facts = { .finds = 0 };
     struct qn_nvrtc *nvrtc = nvrtc_with(&facts);
     char identity[128], again[128];
@@ -507,7 +512,10 @@ START_TEST(a_given_file_that_is_no_nvrtc_is_named_with_how_to_get_one)
     char *text = common_scratch_path("text.so"), *said;
     common_file_write(text, "not a library");
     expect_missing("/nonexistent/libnvrtc.so", 0, "nvrtc=/nonexistent/libnvrtc.so: no such file; ");
-    expect_missing("/nonexistent/libnvrtc.so", 0, "pip install nvidia-cuda-nvrtc");
+    expect_missing("/nonexistent/libnvrtc.so", 0, "pip install nvidia-cuda-nvrtc, ");
+    expect_missing("/nonexistent/libnvrtc.so", 12040, "pip install nvidia-cuda-nvrtc-cu12, ");
+    expect_missing("/nonexistent/libnvrtc.so", 13000, "pip install nvidia-cuda-nvrtc, ");
+    expect_missing("/nonexistent/libnvrtc.so", 13000, "(a pip install is not searched)");
     expect_missing("/", 0, "nvrtc=/: not a file that can be read");
     ck_assert_int_gt(asprintf(&said, "nvrtc=%s: cannot be loaded: ", text), 0);
     expect_missing(text, 0, said);
@@ -529,8 +537,8 @@ START_TEST(a_library_of_another_kind_is_refused)
     ck_assert_int_gt(asprintf(&command, "echo 'int other;' | cc -shared -xc - -o %s", path), 0);
     free(common_shell(command, &code));
     ck_assert_int_eq(code, 0);
-    ck_assert_int_gt(
-        asprintf(&said, "nvrtc=%s: is no NVRTC of CUDA 12 or newer: it lacks nvrtc", path), 0);
+    ck_assert_int_gt(asprintf(&said, "nvrtc=%s: is no NVRTC 12.9 or newer: it lacks nvrtc", path),
+                     0);
     expect_missing(path, 0, said);
     free(command);
     free(said);
@@ -620,6 +628,122 @@ START_TEST(the_one_in_the_builds_folder_is_found_first)
 }
 END_TEST
 
+/* A library with NVRTC's entry points that says it is 12.`minor` and does nothing. */
+static void stub_make(const char *path, int minor)
+{
+#define X(type, name, parameters) "int " #name "() { return 0; }\n"
+    static const char entries[] =
+#include "jit/cuda/nvrtc.def"
+        ;
+#undef X
+    char *source = common_scratch_path("stub.c"), *text, *command;
+    int code;
+    ck_assert_int_gt(asprintf(&text,
+                              "#define nvrtcVersion other\n%s#undef nvrtcVersion\n"
+                              "int nvrtcVersion(int *major, int *minor)\n"
+                              "{ *major = 12; *minor = %d; return 0; }\n",
+                              entries, minor),
+                     0);
+    common_file_write(source, text);
+    ck_assert_int_gt(asprintf(&command, "cc -shared -w %s -o %s", source, path), 0);
+    free(common_shell(command, &code));
+    ck_assert_int_eq(code, 0);
+    free(command);
+    free(text);
+    free(source);
+}
+
+START_TEST(a_given_library_before_12_9_is_refused_with_its_version)
+{
+    char *path = common_scratch_path("old/libnvrtc.so.12"), *said;
+    stub_make(path, 4);
+    ck_assert_int_gt(
+        asprintf(&said, "nvrtc=%s: is libnvrtc 12.4: quern needs 12.9 or newer; ", path), 0);
+    expect_missing(path, 0, said);
+    expect_missing(path, 12080, "pip install nvidia-cuda-nvrtc-cu12, ");
+    free(said);
+    free(path);
+}
+END_TEST
+
+/* What `test_nvrtc find` says with a driver of CUDA 12, the search being ./nvrtc, ./first, ./second
+ * and then this machine's. */
+static char *find_twelve(void)
+{
+    char *program = common_scratch_path("tests/test_nvrtc"), *command, *said;
+    int code;
+    ck_assert_int_gt(asprintf(&command,
+                              "cp %s/test_nvrtc %s && cd %s && env -u CUDA_HOME -u CUDA_PATH "
+                              "LD_LIBRARY_PATH=$PWD/first:$PWD/second %s find-for 12020 || true",
+                              common_directory(), program, common_scratch(), program),
+                     0);
+    said = common_shell(command, &code);
+    said[strcspn(said, "\n")] = '\0';
+    free(command);
+    free(program);
+    return said;
+}
+
+static void write_empty(const char *name)
+{
+    char *path = common_scratch_path(name);
+    common_file_write(path, "");
+    free(path);
+}
+
+/* The version is in the second library's name, in that of the file which a link leads to, or only
+ * the library itself tells. */
+START_TEST(a_library_before_12_9_is_passed_over_for_the_next)
+{
+    char *first = common_scratch_path("first/libnvrtc.so.12");
+    char *second = common_scratch_path("second/libnvrtc.so.12");
+    write_empty("nvrtc/libnvrtc.so.12");
+    write_empty("nvrtc/libnvrtc-builtins.so.12.8");
+    write_empty("first/libnvrtc.so.12.4.127");
+    ck_assert_int_eq(symlink("libnvrtc.so.12.4.127", first), 0);
+    for (int minor = 8; minor < 12; minor++) {
+        stub_make(second, minor);
+        char *said = find_twelve();
+        ck_assert_msg(!strcmp(said, second) == (minor >= 9), "12.%d: %s", minor, said);
+        free(said);
+    }
+    remove(first);
+    stub_make(first, 4);
+    char *said = find_twelve();
+    ck_assert_str_eq(said, second);
+    free(said);
+    write_empty("first/libnvrtc-builtins.so.12.9"); /* a name is believed */
+    said = find_twelve();
+    ck_assert_str_eq(said, first);
+    free(said);
+    free(first);
+    free(second);
+}
+END_TEST
+
+START_TEST(where_only_libraries_before_12_9_are_the_first_is_named)
+{
+    char *first = common_scratch_path("first/libnvrtc.so.12"), *expected;
+    write_empty("first/libnvrtc.so.12");
+    write_empty("first/libnvrtc-builtins.so.12.6");
+    write_empty("second/libnvrtc.so.12");
+    write_empty("second/libnvrtc-builtins.so.12.0");
+    char *said = find_twelve();
+    ck_assert_int_gt(asprintf(&expected,
+                              "nvrtc=%s: is libnvrtc 12.6: quern needs 12.9 or newer; `make deps` "
+                              "gets it, or pip install nvidia-cuda-nvrtc-cu12, or ",
+                              first),
+                     0);
+    /* A path: this machine has one that is new enough. */
+    ck_assert_msg(!strncmp(said, expected, strlen(expected)) ||
+                      (*said == '/' && strncmp(said, common_scratch(), strlen(common_scratch()))),
+                  "%s", said);
+    free(expected);
+    free(said);
+    free(first);
+}
+END_TEST
+
 /* Some builds of NVRTC look for their second library by its bare name only. */
 START_TEST(its_second_library_is_found_where_the_loader_does_not_look)
 {
@@ -650,7 +774,8 @@ END_TEST
 static int tool(const char *verb, const char *file)
 {
     static const char source[] = "extern \"C\" __global__ void k() {}";
-    const struct qn_backend_options options = { .nvrtc = file };
+    const bool is_for = !strcmp(verb, "find-for");
+    const struct qn_backend_options options = { .nvrtc = is_for ? NULL : file };
     const struct quern_target target = { .kind = QUERN_CUDA, .sm = 80 };
     const struct qn_compile_request request = { .source = source,
                                                 .source_bytes = strlen(source),
@@ -660,8 +785,8 @@ static int tool(const char *verb, const char *file)
     struct quern_message why;
     struct qn_nvrtc *nvrtc = NULL;
     char *path = NULL;
-    int status = qn_nvrtc_open(&options, 0, &nvrtc, &why);
-    if (!status && !strcmp(verb, "find"))
+    int status = qn_nvrtc_open(&options, is_for ? atoi(file) : 0, &nvrtc, &why);
+    if (!status && !strncmp(verb, "find", 4))
         status = qn_nvrtc_find(nvrtc, &path, &why);
     else if (!status)
         status = qn_nvrtc_compile(nvrtc, &request, &result, &why);
@@ -683,6 +808,9 @@ static TCase *tcase_reports(void)
     tcase_add_test(tcase, a_library_of_another_kind_is_refused);
     tcase_add_test(tcase, the_newest_major_that_the_driver_takes_is_found_without_loading);
     tcase_add_test(tcase, the_one_in_the_builds_folder_is_found_first);
+    tcase_add_test(tcase, a_given_library_before_12_9_is_refused_with_its_version);
+    tcase_add_test(tcase, a_library_before_12_9_is_passed_over_for_the_next);
+    tcase_add_test(tcase, where_only_libraries_before_12_9_are_the_first_is_named);
     return tcase;
 }
 

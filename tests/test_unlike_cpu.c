@@ -177,6 +177,28 @@ START_TEST(a_step_reports_its_own_entry)
 }
 END_TEST
 
+START_TEST(an_entry_that_the_compiler_does_not_report_is_refused_and_nothing_stored)
+{
+    struct quern_spec spec = common_spec(ctx, "mill m=4 n=8");
+    struct quern_request request = QUERN_REQUEST_INIT;
+    struct quern_kernel *kernel = NULL;
+    request.spec = &spec;
+    request.config = "kind=0,work=0";
+    said_failure = NULL;
+    said_report = "entry=mil registers=21 spills=22 shared=23\n"
+                  "entry=mill_two registers=11 spills=12 shared=13\n";
+    unlike.compile = compile;
+    ctx->backend = &unlike;
+    assert_refused(ctx, quern_prepare(ctx, &request, &kernel), QUERN_COMPILE,
+                   "entry=mill: not in mill");
+    ck_assert_ptr_nonnull(strstr(quern_errmsg(ctx), ", which has mil, mill_two"));
+    ck_assert_ptr_null(kernel);
+    ck_assert_int_eq(kinds_compiles(ctx), 0);
+    said_report = "entry=mill registers=40 spills=0 shared=16\n";
+    assert_ok(ctx, quern_prepare(ctx, &request, &kernel));
+}
+END_TEST
+
 static int keep_outcome(void *user, const struct quern_tune_progress *progress)
 {
     if (!strcmp(progress->config, "kind=0,work=0"))
@@ -220,6 +242,133 @@ START_TEST(a_rejected_candidates_outcome_is_the_line_that_says_why)
     said_failure = "ptxas info : (C7511) Potential Performance Loss: wgmma is serialized";
     tune_reported(outcome);
     ck_assert_str_eq(outcome, said_failure);
+}
+END_TEST
+
+/* ---- Artifacts that do not load ------------------------------------------------------------ */
+
+static int failing_loads, failing_compiles;
+
+static int load(struct qn_device *device, const struct quern_target *target, const void *blob,
+                size_t blob_bytes, struct qn_module **module, struct quern_message *why)
+{
+    if (failing_loads-- <= 0)
+        return own->load(device, target, blob, blob_bytes, module, why);
+    quern_refuse(why, "artifact: load %d fails", failing_loads);
+    return QUERN_LOAD;
+}
+
+static int compile_once(struct qn_device *device, const struct qn_compile_request *request,
+                        struct qn_compile_result *result, struct quern_message *why)
+{
+    if (failing_compiles-- <= 0)
+        return own->compile(device, request, result, why);
+    quern_refuse(why, "the compiler was killed");
+    return QUERN_COMPILE;
+}
+
+START_TEST(what_the_caller_reads_is_why_the_stored_artifact_did_not_load)
+{
+    struct quern_spec spec = common_spec(ctx, "copy n=100");
+    struct quern_request request = QUERN_REQUEST_INIT;
+    struct quern_report report;
+    struct quern_kernel *kernel = NULL;
+    request.spec = &spec;
+    assert_ok(ctx, quern_build(ctx, &request, &report));
+    unlike.load = load;
+    unlike.compile = compile_once;
+    ctx->backend = &unlike;
+    failing_loads = failing_compiles = 1;
+    assert_refused(ctx, quern_prepare(ctx, &request, &kernel), QUERN_LOAD, "artifact: load 0");
+    ck_assert_ptr_null(kernel);
+    assert_ok(ctx, quern_build(ctx, &request, &report));
+    failing_loads = 2;
+    assert_refused(ctx, quern_prepare(ctx, &request, &kernel), QUERN_LOAD, "artifact: load 0");
+    failing_loads = 1;
+    assert_ok(ctx, quern_prepare(ctx, &request, &kernel));
+    ck_assert_int_eq(kinds_report(kernel).artifact, QUERN_FROM_COMPILER);
+}
+END_TEST
+
+/* ---- A device that is lost ----------------------------------------------------------------- */
+
+static struct qn_testbed *testbed_make(const struct quern_spec *spec, size_t memory_bytes)
+{
+    struct qn_testbed *bed = calloc(1, sizeof(*bed));
+    struct quern_message why;
+    unlike.kind = QUERN_CUDA;
+    ctx->backend = &unlike;
+    int status = qn_testbed_init(bed, ctx, spec, NULL, memory_bytes, common_seed(), &why);
+    ck_assert_msg(!status, "%s", why.text);
+    return bed;
+}
+
+static void testbed_free(struct qn_testbed *bed)
+{
+    struct quern_message why;
+    ck_assert(!qn_testbed_fini(bed, &why));
+    free(bed);
+    ctx->backend = own;
+}
+
+static int synchronizations;
+
+static void *alloc_none(struct qn_device *device, size_t bytes, void *stream)
+{
+    (void)device, (void)bytes, (void)stream;
+    return NULL;
+}
+
+static int fill_none(struct qn_device *device, void *data, int byte, size_t bytes, void *stream)
+{
+    (void)device, (void)data, (void)byte, (void)bytes, (void)stream;
+    return QUERN_DEVICE;
+}
+
+static int synchronize_lost(struct qn_device *device, void *stream, struct quern_message *why)
+{
+    (void)device, (void)stream;
+    synchronizations++;
+    quern_refuse(why, "device=cuda:0: cuStreamSynchronize: the context is lost");
+    return QUERN_DEVICE;
+}
+
+START_TEST(a_lost_device_does_not_read_as_one_without_memory)
+{
+    struct qn_workset_options options = { .memory_bytes = 1 << 20, .seed = common_seed() };
+    struct quern_spec spec = common_spec(ctx, "mill m=4 n=8");
+    struct quern_message why;
+    struct qn_workset set;
+    void *data = NULL;
+    struct qn_testbed *bed = testbed_make(&spec, 1 << 20);
+    unlike.alloc = alloc_none;
+    assert_refused(ctx, quern_memory_alloc(ctx, 100, &data), QUERN_NO_MEMORY, "no such memory");
+    ck_assert_int_eq(qn_workset_init(&set, &bed->map, &options, &why), QUERN_NO_MEMORY);
+    unlike.synchronize = synchronize_lost;
+    assert_refused(ctx, quern_memory_alloc(ctx, 100, &data), QUERN_DEVICE, "context is lost");
+    ck_assert_int_eq(qn_workset_init(&set, &bed->map, &options, &why), QUERN_DEVICE);
+    ck_assert_msg(strstr(why.text, "context is lost"), "%s", why.text);
+    unlike.fill = fill_none;
+    ck_assert_int_eq(qn_fill(ctx, &data, 0, 1, &why), QUERN_DEVICE);
+    ck_assert_msg(strstr(why.text, "context is lost"), "%s", why.text);
+    ck_assert_ptr_null(data);
+    unlike = *own;
+    testbed_free(bed);
+}
+END_TEST
+
+START_TEST(a_captured_stream_without_memory_is_said_to_be_captured_and_left_alone)
+{
+    struct quern_message why;
+    void *data = NULL;
+    unlike.alloc = alloc_none;
+    unlike.is_capturing = is_capturing;
+    unlike.synchronize = synchronize_lost;
+    ctx->backend = &unlike;
+    synchronizations = 0;
+    ck_assert_int_eq(qn_memory_get(ctx, 100, &captured, &data, &why), QUERN_INVALID);
+    ck_assert_msg(strstr(why.text, "is being captured"), "%s", why.text);
+    ck_assert_int_eq(synchronizations, 0);
 }
 END_TEST
 
@@ -382,25 +531,6 @@ static int time_launch(struct qn_device *device, const struct quern_plan *plan,
     return own->time_launch(device, plan, functions, launch, stream, nanoseconds, why);
 }
 
-static struct qn_testbed *testbed_make(const struct quern_spec *spec, size_t memory_bytes)
-{
-    struct qn_testbed *bed = calloc(1, sizeof(*bed));
-    struct quern_message why;
-    unlike.kind = QUERN_CUDA;
-    ctx->backend = &unlike;
-    int status = qn_testbed_init(bed, ctx, spec, NULL, memory_bytes, common_seed(), &why);
-    ck_assert_msg(!status, "%s", why.text);
-    return bed;
-}
-
-static void testbed_free(struct qn_testbed *bed)
-{
-    struct quern_message why;
-    ck_assert(!qn_testbed_fini(bed, &why));
-    free(bed);
-    ctx->backend = own;
-}
-
 START_TEST(the_cache_is_flushed_where_copies_are_too_few)
 {
     struct quern_spec spec = common_spec(ctx, "mill m=64 n=64");
@@ -452,6 +582,10 @@ int main(void)
     tcase_add_test(tests, a_captured_call_must_bring_its_workspace);
     tcase_add_test(tests, memory_that_the_device_cannot_reach_is_refused_by_name);
     tcase_add_test(tests, a_step_reports_its_own_entry);
+    tcase_add_test(tests, an_entry_that_the_compiler_does_not_report_is_refused_and_nothing_stored);
+    tcase_add_test(tests, what_the_caller_reads_is_why_the_stored_artifact_did_not_load);
+    tcase_add_test(tests, a_lost_device_does_not_read_as_one_without_memory);
+    tcase_add_test(tests, a_captured_stream_without_memory_is_said_to_be_captured_and_left_alone);
     tcase_add_test(tests, a_candidate_that_spills_is_rejected);
     tcase_add_test(tests, a_rejected_candidates_outcome_is_the_line_that_says_why);
     tcase_add_test(tests, short_kernels_are_timed_as_recordings);

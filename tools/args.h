@@ -13,8 +13,8 @@ enum exit_code { EXIT_DONE = 0, EXIT_FAILED = 1, EXIT_USAGE = 2 };
 /* Every option of every verb, in the order of --help:
  * name, short letter or 0, argument or NULL, the verbs that take it, what it does. */
 #define OPTION_LIST(X)                                                                             \
-    X(target, 0, "TARGET", FOR_GEN | FOR_BUILD,                                                    \
-      "what to compile for, as sm_90a or cpu:x86-64-v3; build takes a list: T,T")                  \
+    X(target, 0, "TARGET", FOR_GEN | FOR_BUILD | FOR_CACHE,                                        \
+      "what to compile (explain) for: sm_90a, cpu:x86-64-v3; build takes a list: T,T")             \
     X(in, 0, "ARRAY=FILE", FOR_RUN | FOR_TUNE,                                                     \
       "an input from x.npy or x.safetensors:tensor; else it is drawn")                             \
     X(out, 0, "ARRAY=FILE", FOR_RUN | FOR_TUNE, "write this array to a .npy file afterwards")      \

@@ -44,6 +44,29 @@ static int next_target(const char **list, char *target, size_t size)
     return 1;
 }
 
+/* Every target of the list is one, and served, before the first is compiled. */
+static int check_targets(struct session *session, const struct quern_spec *spec, const char *list)
+{
+    struct quern_request request;
+    char target[128];
+    const char *rest = list;
+    int is_list = strchr(list, ',') != NULL, status = QUERN_OK;
+
+    session_request(session, spec, &request);
+    request.target = target;
+    while (is_list && !status && next_target(&rest, target, sizeof(target))) {
+        char *source = NULL;
+        if (!*target)
+            return complain(EXIT_USAGE,
+                            "target=%s: must be TARGET or TARGET,TARGET: there is a "
+                            "comma with no name beside it",
+                            list);
+        status = quern_generate(session->ctx, &request, &source);
+        quern_text_free(source);
+    }
+    return status ? session_fail(session, status) : EXIT_DONE;
+}
+
 static int build_target(struct session *session, const struct quern_spec *spec, const char *target,
                         json_t *builds)
 {
@@ -86,6 +109,8 @@ int cmd_build(const struct args *args)
         code = session_spec(&session, 1, &spec);
     if (!code && !list)
         code = build_target(&session, &spec, NULL, builds);
+    if (!code && list)
+        code = check_targets(&session, &spec, list);
     while (!code && next_target(&list, target, sizeof(target)))
         code = build_target(&session, &spec, target, builds);
     if (!code && builds)

@@ -198,8 +198,10 @@ static void print_difference(void *user, const struct quern_cache_difference *li
     printf("%-8s %.*s  ", line->table, KEY_COLUMNS, line->key);
     if (!line->name && line->nearest)
         printf("hit: stored as asked\n");
-    else if (!line->nearest)
+    else if (!line->name)
         printf("miss: nothing like it is stored\n");
+    else if (!line->nearest)
+        printf("miss: %s: wanted %s, stored: %s\n", line->name, line->wanted, line->have);
     else if (!line->wanted)
         printf("miss: %s: nearest stored (%.*s) has %s, not wanted here\n", line->name, KEY_COLUMNS,
                line->nearest, line->have);
@@ -224,6 +226,7 @@ static int explain(struct session *session)
         return code;
     json_t *lines = json_array();
     session_request(session, &spec, &request);
+    request.target = session->args->text[OPTION_target];
     int status = quern_cache_explain(session->ctx, &request,
                                      is_json ? add_difference : print_difference, lines);
     if (status) {

@@ -1,8 +1,10 @@
-/* quern families: what can be asked for. All of it comes from the families' lists, by way of
- * quern_family_describe(), so that a plugin's family looks like a built-in one. */
+/* quern families: what can be asked for. All of it comes from the families' lists and variants, so
+ * that a plugin's family looks like a built-in one. */
 #include "cmd.h"
 #include "json_out.h"
 #include "session.h"
+
+#include <quern/family.h>
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -12,6 +14,17 @@ static const char *class_word(const struct quern_param *param)
 {
     static const char *const words[] = { "static", "dynamic", "hint", "scalar" };
     return words[param->param_class];
+}
+
+static const char *device_word(const struct quern_variant *variant)
+{
+    return variant->device == QUERN_CUDA ? "cuda" : "cpu";
+}
+
+/* A doc may be left out. */
+static const char *doc_of(const char *doc)
+{
+    return doc ? doc : "";
 }
 
 /* Copy word `index` of a blank-separated list. 0 past its end. */
@@ -65,10 +78,25 @@ static json_t *default_json(const struct quern_param *param)
     return json_integer(param->default_value);
 }
 
+static json_t *variant_json(const struct quern_variant *variant)
+{
+    json_t *knobs = json_array();
+
+    for (int i = 0; i < variant->knob_count; i++) {
+        const struct quern_knob *knob = &variant->knobs[i];
+        json_array_append_new(knobs, json_pack("{s:s, s:i, s:i, s:s}", "name", knob->name, "min",
+                                               (int)knob->minimum, "max", (int)knob->maximum, "doc",
+                                               doc_of(knob->doc)));
+    }
+    return json_pack("{s:s, s:s, s:s, s:o}", "variant", variant->name, "device",
+                     device_word(variant), "doc", doc_of(variant->doc), "knobs", knobs);
+}
+
 static json_t *family_json(const struct quern_family *family)
 {
     struct quern_family_description about;
     json_t *params = json_array(), *arrays = json_array(), *variants = json_array();
+    json_t *kernels = json_array();
 
     quern_family_describe(family, &about);
     for (int i = 0; i < about.param_count; i++) {
@@ -84,10 +112,12 @@ static json_t *family_json(const struct quern_family *family)
                               json_pack("{s:s, s:s, s:s, s:s}", "name", array->name, "role",
                                         array->role, "dtype", array->dtype, "shape", array->shape));
     }
-    for (int i = 0; i < about.variant_count; i++)
-        json_array_append_new(variants, json_string(about.variants[i]));
-    return json_pack("{s:s, s:s, s:o, s:o, s:o}", "name", about.name, "folder", about.folder,
-                     "params", params, "arrays", arrays, "variants", variants);
+    for (int i = 0; family->variants[i]; i++) {
+        json_array_append_new(variants, json_string(family->variants[i]->name));
+        json_array_append_new(kernels, variant_json(family->variants[i]));
+    }
+    return json_pack("{s:s, s:s, s:o, s:o, s:o, s:o}", "name", about.name, "folder", about.folder,
+                     "params", params, "arrays", arrays, "variants", variants, "kernels", kernels);
 }
 
 static int print_json(struct session *session, const struct quern_family *only)
@@ -158,17 +188,42 @@ static void print_arrays(const struct quern_family_description *about)
     }
 }
 
+static void print_variants(const struct quern_family *family)
+{
+    printf("\n  %-14s %-8s %s\n", "variant", "device", "what it is");
+    for (int i = 0; family->variants[i]; i++) {
+        const struct quern_variant *variant = family->variants[i];
+        printf("  %-14s %-8s %s\n", variant->name, device_word(variant), doc_of(variant->doc));
+    }
+}
+
+/* What --config takes, variant by variant. */
+static void print_knobs(const struct quern_family *family)
+{
+    char bounds[32];
+
+    for (int i = 0; family->variants[i]; i++) {
+        const struct quern_variant *variant = family->variants[i];
+        if (variant->knob_count)
+            printf("\n  config of %s\n", variant->name);
+        for (int k = 0; k < variant->knob_count; k++) {
+            const struct quern_knob *knob = &variant->knobs[k];
+            snprintf(bounds, sizeof(bounds), "%d to %d", (int)knob->minimum, (int)knob->maximum);
+            printf("  %-14s %-18s %s\n", knob->name, bounds, doc_of(knob->doc));
+        }
+    }
+}
+
 static void print_family(const struct quern_family *family)
 {
     struct quern_family_description about;
 
     quern_family_describe(family, &about);
-    printf("%s (templates/%s): %s\n\n  variants:", about.name, about.folder, about.doc);
-    for (int i = 0; i < about.variant_count; i++)
-        printf(" %s", about.variants[i]);
-    printf("\n");
+    printf("%s (templates/%s): %s\n", about.name, about.folder, about.doc);
+    print_variants(family);
     print_params(&about);
     print_arrays(&about);
+    print_knobs(family);
 }
 
 static void print_list(struct session *session)
@@ -178,7 +233,7 @@ static void print_list(struct session *session)
         quern_family_describe(quern_family_at(session->ctx, i), &about);
         printf("%-18s %s\n", about.name, about.doc);
     }
-    printf("\nquern families FAMILY shows its parameters and arrays.\n");
+    printf("\nquern families FAMILY shows its variants, parameters, arrays and configs.\n");
 }
 
 int cmd_families(const struct args *args)

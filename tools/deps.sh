@@ -3,10 +3,10 @@
 # when all is there. Uses sudo only when not root; without apt or network it names what is missing
 # and exits 1.
 #
-# `base` also sees to NVRTC, the compiler of CUDA kernels: where there is neither a toolkit nor
-# another libnvrtc that the driver takes, its PyPI wheel is unpacked into $B/nvrtc (B is the build's
-# folder). Nothing else needs it: without a network that is one line, a note for the tests in
-# $B/nvrtc/absent, and no failure.
+# `base` also sees to NVRTC, the compiler of CUDA kernels: where there is neither a toolkit's nor
+# another libnvrtc of 12.9 or newer that the driver takes, its PyPI wheel is unpacked into $B/nvrtc
+# (B is the build's folder). Nothing else needs it: without a network that is one line, a note for
+# the tests in $B/nvrtc/absent, and no failure.
 set -u
 
 # group | package | probe (a command, or a file below one of $roots) | what it is for
@@ -96,6 +96,22 @@ cuda_major() {
     echo "${major:-13}"
 }
 
+# Not of CUDA 12 before 12.9, by the names that jit/cuda/nvrtc.c goes by: of the file itself, else
+# of its second library.
+is_recent() { # libnvrtc.so.MAJOR's path
+    real=$(readlink -f "$1")
+    case $real in
+    */libnvrtc.so.12.[0-8] | */libnvrtc.so.12.[0-8].*) return 1 ;;
+    */libnvrtc.so.12) ;;
+    *) return 0 ;;
+    esac
+    [ -e "${real%/*}/libnvrtc-builtins.so.12.9" ] && return 0
+    for older in "${real%/*}"/libnvrtc-builtins.so.12.[0-8]; do
+        [ -e "$older" ] && return 1
+    done
+    return 0
+}
+
 # Looks where jit/cuda/nvrtc.c does.
 has_nvrtc() { # newest major
     [ -z "${QUERN_NVRTC-}" ] || return 0
@@ -106,10 +122,13 @@ has_nvrtc() { # newest major
             ${CUDA_PATH:+"$CUDA_PATH"/lib* "$CUDA_PATH"/targets/*/lib} \
             /usr/local/cuda/lib* /usr/local/cuda/targets/*/lib \
             "/usr/lib/$multiarch" /usr/lib64 /usr/lib /usr/local/lib; do
-            [ -e "$folder/libnvrtc.so.$major" ] && return 0
+            [ -e "$folder/libnvrtc.so.$major" ] && is_recent "$folder/libnvrtc.so.$major" &&
+                return 0
         done
-        PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null |
-            grep -q "libnvrtc\.so\.$major " && return 0
+        for file in $(PATH=$PATH:/sbin:/usr/sbin ldconfig -p 2>/dev/null |
+            sed -n "s/.*libnvrtc\.so\.$major .*=> //p"); do
+            is_recent "$file" && return 0
+        done
         major=$((major - 1))
     done
     return 1

@@ -36,11 +36,15 @@ QUERN_API int quern_cache_list(struct quern_context *ctx, quern_cache_visit *vis
 QUERN_API int quern_cache_show(struct quern_context *ctx, const char *prefix,
                                quern_cache_visit *visit, void *user);
 
+/* The nearest stored key is the one with the fewest differing lines among the family's for the same
+ * target and template, or, of tuned rows, the same profile. Where there are none such, one line says
+ * what is stored instead, with nearest NULL: "target", wanted "cpu:x86-64-v4", have "sm_80, sm_90a".
+ */
 struct quern_cache_difference {
     const char *table;   /* "tuned" or "artifact" */
     const char *key;     /* of this request */
-    const char *nearest; /* the stored key with the fewest differing lines; NULL: none stored */
-    const char *name;    /* of the differing line; NULL: stored as asked, a hit */
+    const char *nearest; /* the stored key compared with; NULL: none */
+    const char *name;    /* of the differing line; NULL: a hit, or with nearest NULL: none stored */
     const char *wanted, *have; /* its values; NULL: absent on that side */
 };
 /* Why the request hits or misses, one call of `line` a fact. */

@@ -6,7 +6,8 @@
  *
  * Every kernel may have all the dynamic shared memory that its static one leaves, and clusters
  * beyond the portable 8 blocks: what a step asks for is known to be legal from its plan, and the
- * attributes cost nothing where they are not used.
+ * attributes cost nothing where they are not used. That large clusters are not to be had is no
+ * reason to refuse a kernel, which may use none: the launch of one that does will say so.
  *
  * A function is loaded into the current context at once: the driver would do so on the first
  * launch, which may be one that is captured into a graph. Functions live until the module goes. */
@@ -148,9 +149,11 @@ static int set_limits(const struct qn_device *device, struct qn_function *functi
     function->shared_limit = device->shared_optin > shared ? device->shared_optin - shared : 0;
     code = cu->kernel_set(CU_KERNEL_MAX_DYNAMIC_SHARED_BYTES, function->shared_limit,
                           function->kernel, device->ordinal);
-    if (!code && device->target.sm >= 90)
-        code = cu->kernel_set(CU_KERNEL_NON_PORTABLE_CLUSTER, 1, function->kernel, device->ordinal);
-    return code ? qn_cuda_device_fail(device, "cuKernelSetAttribute", code, why) : 0;
+    if (code)
+        return qn_cuda_device_fail(device, "cuKernelSetAttribute", code, why);
+    if (device->target.sm >= 90)
+        cu->kernel_set(CU_KERNEL_NON_PORTABLE_CLUSTER, 1, function->kernel, device->ordinal);
+    return 0;
 }
 
 /* In a current context. */

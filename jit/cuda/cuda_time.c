@@ -120,13 +120,16 @@ static int time_on(struct qn_device *device, const struct qn_cuda_clock *clock,
     if (code)
         return qn_cuda_device_fail(device, "cuEventRecord", code, why);
     int status = run(device, work, launch, stream, why);
+    const char *call = "cuEventRecord";
     code = cu->event_record(clock->stop, stream);
-    if (!code)
+    if (!code) {
+        call = "cuEventSynchronize";
         code = cu->event_synchronize(clock->stop);
+    }
     if (status)
         return status;
     if (code)
-        return qn_cuda_device_fail(device, "cuEventSynchronize", code, why);
+        return qn_cuda_device_fail(device, call, code, why);
     return clock_read(device, clock, nanoseconds, why);
 }
 
@@ -262,9 +265,10 @@ static int instantiate(const struct qn_device *device, struct qn_recording *reco
     if (code)
         return qn_cuda_device_fail(device, "cuGraphInstantiate", code, why);
     code = cu->graph_upload(recording->exec, recording->clock.stream);
-    if (!code)
-        code = cu->stream_synchronize(recording->clock.stream);
-    return code ? qn_cuda_device_fail(device, "cuGraphUpload", code, why) : 0;
+    if (code)
+        return qn_cuda_device_fail(device, "cuGraphUpload", code, why);
+    code = cu->stream_synchronize(recording->clock.stream);
+    return code ? qn_cuda_device_fail(device, "cuStreamSynchronize", code, why) : 0;
 }
 
 static void recording_fini(const struct qn_device *device, struct qn_recording *recording)
@@ -317,6 +321,18 @@ int qn_cuda_record(struct qn_device *device, const struct quern_plan *plan,
     return status;
 }
 
+/* To its end. */
+static int graph_run(const struct qn_device *device, const struct qn_recording *recording,
+                     struct quern_message *why)
+{
+    int code = device->cu->graph_launch(recording->exec, recording->clock.stream);
+
+    if (code)
+        return qn_cuda_device_fail(device, "cuGraphLaunch", code, why);
+    code = device->cu->stream_synchronize(recording->clock.stream);
+    return code ? qn_cuda_device_fail(device, "cuStreamSynchronize", code, why) : 0;
+}
+
 int qn_cuda_replay(struct qn_device *device, struct qn_recording *recording, double *nanoseconds,
                    struct quern_message *why)
 {
@@ -327,13 +343,10 @@ int qn_cuda_replay(struct qn_device *device, struct qn_recording *recording, dou
     if (status)
         return status;
     status = clock_order(device, clock, why);
-    if (!status) {
-        int code = device->cu->graph_launch(recording->exec, clock->stream);
-        if (!code)
-            code = device->cu->stream_synchronize(clock->stream);
-        status = code ? qn_cuda_device_fail(device, "cuGraphLaunch", code, why)
-                      : clock_read(device, clock, nanoseconds, why);
-    }
+    if (!status)
+        status = graph_run(device, recording, why);
+    if (!status)
+        status = clock_read(device, clock, nanoseconds, why);
     qn_cuda_leave(device, &scope);
     return status;
 }

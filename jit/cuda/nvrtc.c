@@ -1,6 +1,7 @@
 /* Compiling with NVRTC, dlopen'ed when something has to be compiled.
  *
- *     find      the file given, else libnvrtc.so.MAJOR: the newest major that the driver takes, in
+ *     find      the file given, else libnvrtc.so.MAJOR: the newest major that the driver takes, 12.9
+ *               or newer (an older one is passed over), in
  *                 1. nvrtc/ beside this library, or beside the build that this program is of
  *                 2. LD_LIBRARY_PATH
  *                 3. CUDA_HOME, CUDA_PATH, /usr/local/cuda
@@ -10,8 +11,9 @@
  *                 known here? -> known to the store? -> load it and ask, tell the store
  *     compile   load, compile to a cubin, judge its log (ptxas_report.c)
  *
- * Invariants: nothing is loaded to find a file in 1 to 4, nor for an identity that is known; what
- * was loaded is never unloaded (its threads and static state outlive any one user). Nothing but the
+ * Invariants: nothing is loaded to find a file in 1 to 4 (but for one of CUDA 12 whose names do not
+ * tell its version, which is asked), nor for an identity that is known; what was loaded is never
+ * unloaded (its threads and static state outlive any one user). Nothing but the
  * library, the source and the options decides the cubin: the current directory is no include path,
  * the program has a fixed name. The lock is never held while a kernel compiles; it is held over
  * loading and asking, so that many threads at start do that once.
@@ -39,16 +41,12 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "jit/cuda/cuda_driver.h"
 #include "jit/text.h"
 
-#define HOW_TO_GET                                                                                 \
-    "`make deps` or pip install nvidia-cuda-nvrtc gets it, or the CUDA toolkit; "                  \
-    "QUERN_NVRTC names its file"
-/* Write the line into `why` and give the status that says what kind of failure it is. */
-#define FAIL(status, why, ...) (quern_refuse(why, __VA_ARGS__), (int)QUERN_##status)
-
 enum {
-    OLDEST_MAJOR = 12, /* C++17, sm_90a */
+    OLDEST_MAJOR = 12,
+    OLDEST_MINOR = 9,  /* --no-cache; ptxas before it serializes the wgmma of gemm_sm90 (C7515) */
     NEWEST_MAJOR = 15, /* looked for where no driver sets a limit */
     WHEEL_MAJOR = 13,  /* what `make deps` gets */
     MAX_PLACES = 48,
@@ -193,7 +191,7 @@ int qn_nvrtc_open(const struct qn_backend_options *options, int driver_version,
     free(directory);
     if (!nvrtc || (given && !nvrtc->given)) {
         free(nvrtc);
-        return FAIL(NO_MEMORY, why, "nvrtc: out of memory");
+        return QN_CUDA_FAIL(NO_MEMORY, why, "nvrtc: out of memory");
     }
     nvrtc->options = *options;
     nvrtc->driver_major = driver_version / 1000;
@@ -239,67 +237,175 @@ static char *ask_loader(const char *name)
     return path;
 }
 
-static char *find_major(const struct qn_nvrtc *nvrtc, int major)
+/* A library that the search passed over. */
+struct older {
+    char *path;
+    int major, minor;
+};
+
+static bool is_older(int major, int minor)
 {
-    char name[32];
+    return major < OLDEST_MAJOR || (major == OLDEST_MAJOR && minor < OLDEST_MINOR);
+}
+
+/* What a library says of itself, -1 if it is none. It stays loaded. */
+static int ask_minor(const char *path)
+{
+    void *library = dlopen(path, RTLD_LAZY | RTLD_LOCAL | RTLD_NODELETE);
+    int (*version)(int *major, int *minor), major, minor = -1;
+    void *address = library ? dlsym(library, "nvrtcVersion") : NULL;
+
+    memcpy(&version, &address, sizeof address);
+    if (address && version(&major, &minor))
+        minor = -1;
+    if (library)
+        dlclose(library);
+    return minor;
+}
+
+/* The minor version of the libnvrtc.so.12 at `path`, -1 if it cannot be told. It is in the name of
+ * the file that a toolkit's link leads to, libnvrtc.so.12.4.127, or in that of the second library
+ * beside it, libnvrtc-builtins.so.12.4, without which NVRTC compiles nothing. */
+static int minor_of(const char *path)
+{
+    char *real = realpath(path, NULL), *slash = real ? strrchr(real, '/') : NULL;
+    int minor = -1;
+
+    if (slash)
+        sscanf(slash, "/libnvrtc.so.12.%d", &minor);
+    for (int beside = OLDEST_MINOR; slash && minor < 0 && beside >= 0; beside--) {
+        char *builtins =
+            text_make("%.*s/libnvrtc-builtins.so.12.%d", (int)(slash - real), real, beside);
+        if (builtins && is_file(builtins))
+            minor = beside;
+        free(builtins);
+    }
+    free(real);
+    return minor >= 0 ? minor : ask_minor(path);
+}
+
+/* True if the library is one to be passed over; *older is then the first such. One that cannot be
+ * asked is not: loading it says what is wrong. */
+static bool is_passed_over(int major, const char *path, struct older *older)
+{
+    int minor = major > OLDEST_MAJOR ? -1 : minor_of(path);
+
+    if (minor < 0 || !is_older(major, minor))
+        return false;
+    if (!older->path)
+        *older = (struct older){ strdup(path), major, minor };
+    return true;
+}
+
+static char *find_major(const struct qn_nvrtc *nvrtc, int major, struct older *older)
+{
+    char name[32], *path;
 
     snprintf(name, sizeof name, "libnvrtc.so.%d", major);
     for (int i = 0; i < nvrtc->place_count; i++) {
-        char *path = text_make("%s/%s", nvrtc->places[i], name);
-        if (path && is_file(path))
+        path = text_make("%s/%s", nvrtc->places[i], name);
+        if (path && is_file(path) && !is_passed_over(major, path, older))
             return path;
         free(path);
     }
-    return ask_loader(name);
-}
-
-static char *find_between(const struct qn_nvrtc *nvrtc, int newest, int oldest)
-{
-    char *path = NULL;
-    for (int major = newest; major >= oldest && !path; major--)
-        path = find_major(nvrtc, major);
+    path = ask_loader(name);
+    if (path && is_passed_over(major, path, older)) {
+        free(path);
+        path = NULL;
+    }
     return path;
 }
 
-/* Nothing there that the driver takes. */
-static int fail_missing(const struct qn_nvrtc *nvrtc, struct quern_message *why)
+static char *find_between(const struct qn_nvrtc *nvrtc, int newest, int oldest, struct older *older)
 {
-    int limit = nvrtc->driver_major;
-    char *newer = limit ? find_between(nvrtc, NEWEST_MAJOR, limit + 1) : NULL;
-    int status;
+    char *path = NULL;
+    for (int major = newest; major >= oldest && !path; major--)
+        path = find_major(nvrtc, major, older);
+    return path;
+}
 
-    if (newer)
-        status = FAIL(NO_COMPILER, why,
-                      "nvrtc=%s: is newer than the driver, which is CUDA %d's; update the driver "
-                      "or get libnvrtc.so.%d (pip install nvidia-cuda-nvrtc-cu%d)",
-                      newer, limit, limit, limit);
+/* How to get one that the driver takes. */
+static const char *how_to_get(const struct qn_nvrtc *nvrtc)
+{
+    if (nvrtc->driver_major == 12)
+        return "`make deps` gets it, or pip install nvidia-cuda-nvrtc-cu12, or CUDA toolkit "
+               "12.9; QUERN_NVRTC names its file (a pip install is not searched)";
+    return "`make deps` gets it, or pip install nvidia-cuda-nvrtc, or the CUDA toolkit; "
+           "QUERN_NVRTC names its file (a pip install is not searched)";
+}
+
+static int fail_older(const struct qn_nvrtc *nvrtc, const struct older *older,
+                      struct quern_message *why)
+{
+    return QN_CUDA_FAIL(NO_COMPILER, why,
+                        "nvrtc=%s: is libnvrtc %d.%d: quern needs %d.%d or newer; %s", older->path,
+                        older->major, older->minor, OLDEST_MAJOR, OLDEST_MINOR, how_to_get(nvrtc));
+}
+
+/* There is none that the driver takes, or only `older`. */
+static int fail_missing(const struct qn_nvrtc *nvrtc, const struct older *older,
+                        struct quern_message *why)
+{
+    struct older none = { 0 };
+    int limit = nvrtc->driver_major, status;
+    char *newer = NULL;
+
+    if (older->path)
+        return fail_older(nvrtc, older, why);
+    if (limit)
+        newer = find_between(nvrtc, NEWEST_MAJOR, limit + 1, &none);
+    if (newer && limit < OLDEST_MAJOR)
+        status = QN_CUDA_FAIL(NO_COMPILER, why,
+                              "nvrtc=%s: is newer than the driver, which is CUDA %d's; update the "
+                              "driver",
+                              newer, limit);
+    else if (newer)
+        status = QN_CUDA_FAIL(NO_COMPILER, why,
+                              "nvrtc=%s: is newer than the driver, which is CUDA %d's; update the "
+                              "driver or get libnvrtc.so.%d: %s",
+                              newer, limit, limit, how_to_get(nvrtc));
     else
-        status = FAIL(NO_COMPILER, why,
-                      "nvrtc=libnvrtc.so.%d: not found, nor an older one down to .%d, in %s, on "
-                      "the loader's path, in CUDA_HOME or /usr/local/cuda; " HOW_TO_GET,
-                      limit ? limit : WHEEL_MAJOR, OLDEST_MAJOR,
-                      nvrtc->place_count ? nvrtc->places[0] : "nvrtc/");
+        status = QN_CUDA_FAIL(NO_COMPILER, why,
+                              "nvrtc=libnvrtc.so.%d: not found, nor an older one down to %d.%d, in "
+                              "%s, on the loader's path, in CUDA_HOME or /usr/local/cuda; %s",
+                              limit ? limit : WHEEL_MAJOR, OLDEST_MAJOR, OLDEST_MINOR,
+                              nvrtc->place_count ? nvrtc->places[0] : "nvrtc/", how_to_get(nvrtc));
+    free(none.path);
     free(newer);
     return status;
 }
 
+static int find_given(const struct qn_nvrtc *nvrtc, char **path, struct quern_message *why)
+{
+    char *given;
+
+    if (!is_file(nvrtc->given))
+        return QN_CUDA_FAIL(NO_COMPILER, why, "nvrtc=%s: %s; %s", nvrtc->given,
+                            access(nvrtc->given, F_OK) ? "no such file"
+                                                       : "not a file that can be read",
+                            how_to_get(nvrtc));
+    if (!(given = strdup(nvrtc->given)))
+        return QN_CUDA_FAIL(NO_MEMORY, why, "nvrtc: out of memory");
+    *path = given;
+    return QUERN_OK;
+}
+
 int qn_nvrtc_find(struct qn_nvrtc *nvrtc, char **path, struct quern_message *why)
 {
+    struct older older = { 0 };
     char *found;
+    int status = QUERN_OK;
 
-    if (nvrtc->given && !is_file(nvrtc->given))
-        return FAIL(NO_COMPILER, why, "nvrtc=%s: %s; " HOW_TO_GET, nvrtc->given,
-                    access(nvrtc->given, F_OK) ? "no such file" : "not a file that can be read");
     if (nvrtc->given)
-        found = strdup(nvrtc->given);
+        return find_given(nvrtc, path, why);
+    found = find_between(nvrtc, nvrtc->driver_major ? nvrtc->driver_major : NEWEST_MAJOR,
+                         OLDEST_MAJOR, &older);
+    if (found)
+        *path = found;
     else
-        found = find_between(nvrtc, nvrtc->driver_major ? nvrtc->driver_major : NEWEST_MAJOR,
-                             OLDEST_MAJOR);
-    if (!found)
-        return nvrtc->given ? FAIL(NO_MEMORY, why, "nvrtc: out of memory")
-                            : fail_missing(nvrtc, why);
-    *path = found;
-    return QUERN_OK;
+        status = fail_missing(nvrtc, &older, why);
+    free(older.path);
+    return status;
 }
 
 /* ---- Load ---------------------------------------------------------------------------------- */
@@ -344,19 +450,19 @@ static int load_file(struct qn_nvrtc *nvrtc, const char *path, struct quern_mess
     const char *missing;
 
     if (!library)
-        return FAIL(NO_COMPILER, why, "nvrtc=%s: cannot be loaded: %.200s", path, dlerror());
+        return QN_CUDA_FAIL(NO_COMPILER, why, "nvrtc=%s: cannot be loaded: %.200s", path,
+                            dlerror());
     missing = resolve(library, &nvrtc->api);
     if (missing || nvrtc->api.nvrtcVersion(&nvrtc->major, &nvrtc->minor)) {
         dlclose(library);
-        return FAIL(NO_COMPILER, why, "nvrtc=%s: is no NVRTC of CUDA %d or newer: %s%s", path,
-                    OLDEST_MAJOR, missing ? "it lacks " : "nvrtcVersion fails",
-                    missing ? missing : "");
+        return QN_CUDA_FAIL(NO_COMPILER, why, "nvrtc=%s: is no NVRTC %d.%d or newer: %s%s", path,
+                            OLDEST_MAJOR, OLDEST_MINOR,
+                            missing ? "it lacks " : "nvrtcVersion fails", missing ? missing : "");
     }
-    if (nvrtc->major < OLDEST_MAJOR) {
+    if (is_older(nvrtc->major, nvrtc->minor)) {
+        const struct older older = { (char *)path, nvrtc->major, nvrtc->minor };
         dlclose(library);
-        return FAIL(NO_COMPILER, why,
-                    "nvrtc=%s: is NVRTC %d.%d: must be %d.0 or newer; " HOW_TO_GET, path,
-                    nvrtc->major, nvrtc->minor, OLDEST_MAJOR);
+        return fail_older(nvrtc, &older, why);
     }
     open_builtins(path, nvrtc->major, nvrtc->minor);
     nvrtc->is_loaded = true;
@@ -418,12 +524,12 @@ static char *fact_name_make(const char *path)
                      (long long)status.st_mtim.tv_sec, status.st_mtim.tv_nsec);
 }
 
-/* "nvrtc 13.0.88": a fact may be damaged. */
+/* "nvrtc 13.0.88": a fact may be damaged, or be of one that is too old. */
 static bool is_identity(const char *text)
 {
-    int major, end = 0;
-    return text && sscanf(text, "nvrtc %d.%*d.%*d%n", &major, &end) == 1 && end && !text[end] &&
-           major >= OLDEST_MAJOR;
+    int major, minor, end = 0;
+    return text && sscanf(text, "nvrtc %d.%d.%*d%n", &major, &minor, &end) == 2 && end &&
+           !text[end] && !is_older(major, minor);
 }
 
 /* PTX opens with comments, one of which is "Cuda compilation tools, release 13.0, V13.0.88". */
@@ -454,7 +560,7 @@ static int ask_version(const struct qn_nvrtc *nvrtc, char **identity, struct que
     free(log);
     if (result)
         return QUERN_NO_COMPILER;
-    return *identity ? QUERN_OK : FAIL(NO_MEMORY, why, "nvrtc: out of memory");
+    return *identity ? QUERN_OK : QN_CUDA_FAIL(NO_MEMORY, why, "nvrtc: out of memory");
 }
 
 /* Makes nvrtc->identity that of the library at `path`, from the cheapest source that knows. The
@@ -466,7 +572,7 @@ static int identify(struct qn_nvrtc *nvrtc, const char *path, struct quern_messa
     int status = QUERN_OK;
 
     if (!name)
-        return FAIL(NO_COMPILER, why, "nvrtc=%s: cannot be looked at", path);
+        return QN_CUDA_FAIL(NO_COMPILER, why, "nvrtc=%s: cannot be looked at", path);
     if (nvrtc->fact_name && !strcmp(nvrtc->fact_name, name))
         goto out;
     if (facts->fact_find)
@@ -552,8 +658,9 @@ static int fail_target(const struct qn_nvrtc *nvrtc, const struct quern_target *
             qn_list_add(list, sizeof list, name);
         }
     }
-    return FAIL(UNSUPPORTED, why, "target=sm_%d%s: NVRTC %d.%d knows %s, with an a from sm_90 up",
-                target->sm, target->sm_suffix ? "a" : "", nvrtc->major, nvrtc->minor, list);
+    return QN_CUDA_FAIL(UNSUPPORTED, why,
+                        "target=sm_%d%s: NVRTC %d.%d knows %s, with an a from sm_90 up", target->sm,
+                        target->sm_suffix ? "a" : "", nvrtc->major, nvrtc->minor, list);
 }
 
 /* NVRTC's own line, or that of a stage behind it. A line of source is indented. */
@@ -570,14 +677,14 @@ static int fail_compile(const struct qn_nvrtc *nvrtc, const struct qn_compile_re
     char line[LINE_SHOWN + 1];
 
     if (result == NVRTC_OUT_OF_MEMORY)
-        return FAIL(NO_MEMORY, why, "nvrtc: out of memory");
+        return QN_CUDA_FAIL(NO_MEMORY, why, "nvrtc: out of memory");
     if (is_about_target(log))
         return fail_target(nvrtc, request->target, why);
     first_error(log, line, sizeof line);
     if (result == NVRTC_COMPILATION)
-        return FAIL(COMPILE, why, "nvrtc failed: %s", *line ? line : "it said nothing");
-    return FAIL(COMPILE, why, "nvrtc failed (%s): %s", nvrtc->api.nvrtcGetErrorString(result),
-                *line ? line : "it said nothing");
+        return QN_CUDA_FAIL(COMPILE, why, "nvrtc failed: %s", *line ? line : "it said nothing");
+    return QN_CUDA_FAIL(COMPILE, why, "nvrtc failed (%s): %s",
+                        nvrtc->api.nvrtcGetErrorString(result), *line ? line : "it said nothing");
 }
 
 /* The blank-separated options as a list; `text` is cut up. */
@@ -612,8 +719,8 @@ static int collect(const struct qn_nvrtc *nvrtc, const struct qn_compile_request
         return status;
     result->blob = take(program, api->nvrtcGetCUBINSize, api->nvrtcGetCUBIN, &result->blob_bytes);
     if (!result->blob)
-        return FAIL(COMPILE, why, "nvrtc failed: it gave no cubin");
-    return result->log ? QUERN_OK : FAIL(NO_MEMORY, why, "nvrtc: out of memory");
+        return QN_CUDA_FAIL(COMPILE, why, "nvrtc failed: it gave no cubin");
+    return result->log ? QUERN_OK : QN_CUDA_FAIL(NO_MEMORY, why, "nvrtc: out of memory");
 }
 
 int qn_nvrtc_compile(struct qn_nvrtc *nvrtc, const struct qn_compile_request *request,
@@ -630,7 +737,7 @@ int qn_nvrtc_compile(struct qn_nvrtc *nvrtc, const struct qn_compile_request *re
     status = load(nvrtc, why);
     pthread_mutex_unlock(&nvrtc->lock);
     if (!status && (!source || !words))
-        status = FAIL(NO_MEMORY, why, "nvrtc: out of memory");
+        status = QN_CUDA_FAIL(NO_MEMORY, why, "nvrtc: out of memory");
     if (!status) {
         int failure = compile(&nvrtc->api, source, split(words, options), options, &program);
         status = collect(nvrtc, request, failure, program, result, why);

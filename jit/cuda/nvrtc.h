@@ -1,4 +1,4 @@
-/* NVRTC, dlopen'ed when something has to be compiled. It runs in this process: a time-out is not
+/* NVRTC 12.9 or newer, dlopen'ed when something has to be compiled. It runs in this process: a time-out is not
  * honoured. */
 #ifndef QN_NVRTC_H
 #define QN_NVRTC_H

@@ -1,5 +1,6 @@
 /* What the host sides of gemm_sm80 and gemm_ffma share: the grid and the arguments of a launch, a
- * model of how long it takes, and a list of configs ranked by it. */
+ * model of how long it takes, and a list of configs ranked by it. gemm_sm90 uses the profile, the
+ * ranking and the list. */
 #ifndef GEMM_CUDA_H
 #define GEMM_CUDA_H
 

@@ -75,6 +75,9 @@
 #ifndef GROUP
 #define GROUP 8
 #endif
+#ifndef BLOCKS_AN_SM /* that its registers must hold */
+#define BLOCKS_AN_SM 1
+#endif
 
 #include "gemm_tile.cuh"
 
@@ -84,10 +87,6 @@
 #define A_VECTORS ((BM * BK / 4 + THREADS - 1) / THREADS) /* of a tile, a thread */
 #define B_VECTORS ((BN * BK / 4 + THREADS - 1) / THREADS)
 #define BUFFER (BK * (BM + BN)) /* f32 */
-/* Two blocks hide each other's loads. What conversions and loads of single elements need beside the
- * sums of a large tile, two blocks' registers do not hold. */
-#define IS_PLAIN (A_DTYPE == DT_F32 && B_DTYPE == DT_F32 && ALIGN_A == 16 && ALIGN_B == 16)
-#define BLOCKS_AN_SM (TM * TN <= 32 || IS_PLAIN ? 2 : 1)
 #define OUT_WIDTH (OUT_VECTOR < 4 ? OUT_VECTOR : 4)
 
 static_assert(TM % 4 == 0 && TN % 4 == 0, "a thread reads four elements at a time");

@@ -46,6 +46,23 @@ static int shared_bytes(const int32_t *config)
     return 2 * 4 * config[BK] * (config[BM] + config[BN]);
 }
 
+/* Whether 128 registers hold the sums of a large tile and the loads ahead: without conversions,
+ * loads of single elements, a b whose vectors lie along n, bias or old d, and (gemm_ffma's unrolled
+ * loop being what it is) at one depth. Other configs would spill on one target or another. */
+static int is_plain(const struct quern_problem *problem, const int32_t *config)
+{
+    const struct values *v = values_of(problem->bucket);
+    int is_f32 = v->a == QUERN_F32 && v->b == QUERN_F32 && v->d == QUERN_F32;
+    return is_f32 && !v->layout && !v->bias && !v->accumulate && config[BK] == 16 &&
+           problem->alignment[ARRAY_a] >= 16 && problem->alignment[ARRAY_b] >= 16;
+}
+
+/* Blocks that an SM's registers must hold: two hide each other's loads. */
+static int blocks_an_sm(const struct quern_problem *problem, const int32_t *config)
+{
+    return config[TM] * config[TN] <= 32 || is_plain(problem, config) ? 2 : 1;
+}
+
 static int is_power_of_two(int value)
 {
     return value > 0 && !(value & (value - 1));
@@ -81,7 +98,8 @@ static int legal(const struct quern_problem *problem, const int32_t *config,
 static double time_of(const struct quern_problem *problem, int32_t *config)
 {
     double sums = config[TM] * config[TN], reads = config[TM] + config[TN];
-    int threads = threads_of(config), registers = (int)(sums + reads) + 48;
+    int beside = blocks_an_sm(problem, config) > 1 ? 48 : 80;
+    int threads = threads_of(config), registers = (int)(sums + reads) + beside;
     int64_t by_shared =
         (gemm_cuda_profile(problem).l1_bytes + 1024) / (shared_bytes(config) + 1024);
     int64_t resident = 65536 / ((int64_t)registers * threads);
@@ -165,6 +183,7 @@ static void plan(const struct quern_problem *problem, const int32_t *config,
     quern_step_define(step, "B_DTYPE", values_of(problem->bucket)->b);
     gemm_cuda_define(problem, step);
     quern_step_define_config(step, &gemm_ffma, config);
+    quern_step_define(step, "BLOCKS_AN_SM", blocks_an_sm(problem, config));
     step->threads[0] = (uint32_t)threads_of(config);
     step->threads[1] = step->threads[2] = 1;
     step->shared_bytes = (uint32_t)shared_bytes(config);

@@ -190,8 +190,8 @@ static void report_names(const char *report, char *text, size_t bytes)
     }
 }
 
-/* A compiler that reports names every entry there is: one that a step asks for and that is not among
- * them would only be missed when the artifact is loaded, perhaps on another machine. */
+/* A compiler that reports names every entry there is: one that a step asks for and that is not
+ * among them would only be missed when the artifact is loaded, perhaps on another machine. */
 static int check_entries(const struct build *build, int u, const char *report,
                          struct quern_message *why)
 {
@@ -309,8 +309,9 @@ static int load_unit(struct build *build, int u, double *load_ms)
     return status ? qn_fail_why(build->ctx, status, &why) : QUERN_OK;
 }
 
-/* A stored artifact that does not load, whatever its hash says, is set aside and made again, if that
- * can be. Why it did not load is what the caller reads, unless the new one has a reason itself. */
+/* A stored artifact that does not load, whatever its hash says, is set aside and made again, if
+ * that can be. Why it did not load is what the caller reads, unless the new one has a reason
+ * itself. */
 static int reload_unit(struct build *build, int u, double *load_ms)
 {
     struct quern_kernel *kernel = build->kernel;

@@ -1,5 +1,5 @@
-/* What becomes of CUDA kernels that should not be used, and of contexts that cannot compile them, on
- * a machine without a device: planted kernels through the whole pipeline up to loading. */
+/* What becomes of CUDA kernels that should not be used, and of contexts that cannot compile them,
+ * on a machine without a device: planted kernels through the whole pipeline up to loading. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -37,8 +37,9 @@ QUERN_API int quern_cache_show(struct quern_context *ctx, const char *prefix,
                                quern_cache_visit *visit, void *user);
 
 /* The nearest stored key is the one with the fewest differing lines among the family's for the same
- * target and template, or, of tuned rows, the same profile. Where there are none such, one line says
- * what is stored instead, with nearest NULL: "target", wanted "cpu:x86-64-v4", have "sm_80, sm_90a".
+ * target and template, or, of tuned rows, the same profile. Where there are none such, one line
+ * says what is stored instead, with nearest NULL: "target", wanted "cpu:x86-64-v4", have "sm_80,
+ * sm_90a".
  */
 struct quern_cache_difference {
     const char *table;   /* "tuned" or "artifact" */

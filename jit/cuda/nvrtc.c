@@ -1,7 +1,7 @@
 /* Compiling with NVRTC, dlopen'ed when something has to be compiled.
  *
- *     find      the file given, else libnvrtc.so.MAJOR: the newest major that the driver takes, 12.9
- *               or newer (an older one is passed over), in
+ *     find      the file given, else libnvrtc.so.MAJOR: the newest major that the driver takes,
+ *               12.9 or newer (an older one is passed over), in
  *                 1. nvrtc/ beside this library, or beside the build that this program is of
  *                 2. LD_LIBRARY_PATH
  *                 3. CUDA_HOME, CUDA_PATH, /usr/local/cuda

@@ -1,5 +1,5 @@
-/* NVRTC 12.9 or newer, dlopen'ed when something has to be compiled. It runs in this process: a time-out is not
- * honoured. */
+/* NVRTC 12.9 or newer, dlopen'ed when something has to be compiled. It runs in this process: a
+ * time-out is not honoured, and a crash of the compiler is one of the process. */
 #ifndef QN_NVRTC_H
 #define QN_NVRTC_H
 

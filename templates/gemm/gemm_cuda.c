@@ -1,5 +1,5 @@
-/* What the host sides of gemm_sm80 and gemm_ffma share. gemm_sm90 has a grid and a model of its own;
- * it takes from here the profile, the ranking and the list.
+/* What the host sides of gemm_sm80 and gemm_ffma share. gemm_sm90 has a grid and a model of its
+ * own; it takes from here the profile, the ranking and the list.
  *
  *     plan         main  ->  reduce (split_k > 1)
  *     grid         main: (tiles of all products, shares of k); reduce: vectors of four columns

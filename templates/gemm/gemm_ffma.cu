@@ -1,5 +1,5 @@
-/* GEMM by f32 multiply-add, sm_80 and up:  d = a b^T (+ bias) (+ old d),  b as [n,k] or [k,n]; a, b,
- * d and bias each f32, bf16 or f16. What is exact in f32 goes in, sums are f32.
+/* GEMM by f32 multiply-add, sm_80 and up:  d = a b^T (+ bias) (+ old d),  b as [n,k] or [k,n]; a,
+ * b, d and bias each f32, bf16 or f16. What is exact in f32 goes in, sums are f32.
  *
  * A block owns BM x BN of d for one share of k. It reads a and b in tiles of BK along k into two
  * buffers in turn:

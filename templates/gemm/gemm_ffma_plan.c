@@ -120,8 +120,8 @@ static double time_of(const struct quern_problem *problem, int32_t *config)
                                    2 * (config[BM] + config[BN])),
     };
     int warps = work.resident * threads / 32;
-    work.tflops *= config[BK] / (config[BK] + 3.0); /* loads, stores and a barrier a tile */
-    work.tflops *= warps >= 16 ? 1 : warps >= 8 ? 0.85 : 0.1 * warps;
+    work.tflops *= config[BK] / (config[BK] + 1.0); /* loads, stores and a barrier a tile */
+    work.tflops *= warps >= 16 ? 1 : warps >= 8 ? 0.97 : 0.12 * warps;
     config[GROUP] = gemm_cuda_group(problem, &work);
     return gemm_cuda_time(problem, &work);
 }

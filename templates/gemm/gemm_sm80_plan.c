@@ -66,7 +66,8 @@ static int warps_of(const int32_t *config)
     return config[WARPS_M] * config[WARPS_N];
 }
 
-/* Stages, then the same memory for what a warp stores: 16 rows of its columns, 8 more as padding. */
+/* Stages, then the same memory for what a warp stores: 16 rows of its columns, 8 more as
+ * padding. */
 static int64_t shared_bytes(const struct quern_problem *problem, const int32_t *config)
 {
     int64_t stages = (int64_t)config[STAGES] * (config[BM] + config[BN]) * config[BK];

@@ -7,13 +7,13 @@
  *                     [ staging of each consumer ]
  *                     [ full barriers ][ empty barriers ]
  *
- * A tile is BM rows of P by BN rows of Q: P = a and Q = b, or with SWAP P = b and Q = a, so that few
- * rows of a are the narrow side of the multiplication. Then the tile is d's transposed, and is
+ * A tile is BM rows of P by BN rows of Q: P = a and Q = b, or with SWAP P = b and Q = a, so that
+ * few rows of a are the narrow side of the multiplication. Then the tile is d's transposed, and is
  * transposed back on its way through the staging memory.
  *
  * Cooperative (PINGPONG 0): the consumers share a tile, ROWS = BM / CONSUMERS rows each.
- * Ping-pong: each takes every other tile whole, and one's epilogue runs under the other's main loop;
- * named barriers keep the main loops apart.
+ * Ping-pong: each takes every other tile whole, and one's epilogue runs under the other's main
+ * loop; named barriers keep the main loops apart.
  *
  * Tiles are worked on in an order that keeps those which run at the same time close together:
  * groups of GROUP along P, within a group first along P. Blocks that share a tile (SHARED_Q = 2: of

@@ -19,8 +19,8 @@ struct gemm_sm90_args {
 };
 
 /* A warpgroup's output is staged in pieces of 64 rows by GEMM_SM90_PIECE columns, 128 bytes wide,
- * in two buffers. What bn leaves over goes in narrower pieces through map_tail. A transposed tile is
- * staged whole: bn rows of 64 columns. */
+ * in two buffers. What bn leaves over goes in narrower pieces through map_tail. A transposed tile
+ * is staged whole: bn rows of 64 columns. */
 #define GEMM_SM90_PIECE(bytes) (128 / (bytes))
 #define GEMM_SM90_TAIL(bn, bytes)                                                                  \
     ((bn) % GEMM_SM90_PIECE(bytes) % (GEMM_SM90_PIECE(bytes) / 2) ? 16 : GEMM_SM90_PIECE(bytes) / 2)

@@ -1,8 +1,8 @@
 /* The epilogue of gemm_sm90: a consumer's sums become its part of d.
  *
  *     sums + bias + old d     in f32, in registers, where the tile lies within d
- *     D_TMA                   rounded, to staging memory (stmatrix, swizzled), stored by TMA: by rows
- *                             in pieces of 128 bytes, one stored while the next is written; a
+ *     D_TMA                   rounded, to staging memory (stmatrix, swizzled), stored by TMA: by
+ *                             rows in pieces of 128 bytes, one stored while the next is written; a
  *                             transposed tile (SWAP) whole
  *     else                    rounded and stored element by element
  *
@@ -131,8 +131,8 @@ __device__ __forceinline__ void stage_16(uint32_t staging, int column, const flo
     }
 }
 
-/* `width` columns of a consumer's part, from `column` on, to d through one of its two buffers: one is
- * stored by TMA while the other is written. */
+/* `width` columns of a consumer's part, from `column` on, to d through one of its two buffers: one
+ * is stored by TMA while the other is written. */
 template <int width>
 __device__ __forceinline__ void store_piece(const void *map, const struct tile *tile, int32_t row,
                                             struct staging *staging, int column, const float *d)

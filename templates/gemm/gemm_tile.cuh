@@ -3,9 +3,9 @@
  *
  * Before including, define BM, BN, BK, SPLIT_K, GROUP, D_DTYPE, BIAS_DTYPE, ACCUMULATE and ALIGN_D.
  *
- * blockIdx.x counts the tiles of a product, then the products; blockIdx.y the shares of k. Tiles are
- * taken GROUP rows of tiles at a time, down each column of the group, so that blocks that run at
- * the same time need few distinct rows of a and columns of b, and find them in L2:
+ * blockIdx.x counts the tiles of a product, then the products; blockIdx.y the shares of k. Tiles
+ * are taken GROUP rows of tiles at a time, down each column of the group, so that blocks that run
+ * at the same time need few distinct rows of a and columns of b, and find them in L2:
  *
  *     GROUP = 2      0  2  4        6 tiles of a group need 2 rows of a and 3 columns of b,
  *                    1  3  5        in a plain order 1 and 6

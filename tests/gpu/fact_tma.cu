@@ -131,8 +131,8 @@ extern "C" __global__ void peer(const __grid_constant__ struct fact_args args)
     cluster_sync();
 }
 
-/* A tile of 64 by 64 16-bit numbers, element i holding i, swizzled, stored at (x, y, z). Once it was
- * read the block may end: the store is done when the kernel is. */
+/* A tile of 64 by 64 16-bit numbers, element i holding i, swizzled, stored at (x, y, z). Once it
+ * was read the block may end: the store is done when the kernel is. */
 extern "C" __global__ void store_box(const __grid_constant__ struct fact_args args)
 {
     __shared__ struct tile tile;

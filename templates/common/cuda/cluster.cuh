@@ -1,5 +1,6 @@
 /* Thread block clusters: blocks that run together and reach each other's shared memory. sm_90 and
- * up. No block may end while a peer can still touch its shared memory: end with a cluster_sync(). */
+ * up. No block may end while a peer can still touch its shared memory: end with a
+ * cluster_sync(). */
 #ifndef QN_CUDA_CLUSTER_CUH
 #define QN_CUDA_CLUSTER_CUH
 #include "common/types.h"

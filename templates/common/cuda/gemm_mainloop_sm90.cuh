@@ -3,8 +3,8 @@
  *
  *     stage     [ P tile: BM x BK ][ Q tile: BN x BK ]        D (BM x BN) += P Q^T
  *     barriers  full[stage]    the loader's arrival, and the bytes of both tiles
- *               empty[stage]   one arrival of each warp that multiplied from it, of every block that
- *                              the stage's tiles were copied to
+ *               empty[stage]   one arrival of each warp that multiplied from it, of every block
+ *                              that the stage's tiles were copied to
  *
  * P and Q are 16-bit. Each is contiguous along K, or (P_ALONG_M, Q_ALONG_N = 1) along its other
  * dimension; BK is 64, so that a row is 128 bytes, the swizzle's width.
@@ -20,7 +20,8 @@
  * rounds: for results in f32. It takes twice the registers.
  *
  * Before including, define BM, BN, STAGES, P_ALONG_M, Q_ALONG_N, SHARED_P, SHARED_Q, ROWS (rows of
- * a warpgroup, a multiple of 64), PROMOTE_STEPS and OPERAND_TYPE (bf16 or f16), all plain numbers or words. */
+ * a warpgroup, a multiple of 64), PROMOTE_STEPS and OPERAND_TYPE (bf16 or f16), all plain
+ * numbers or words. */
 #ifndef QN_CUDA_GEMM_MAINLOOP_SM90_CUH
 #define QN_CUDA_GEMM_MAINLOOP_SM90_CUH
 #include "common/cuda/cluster.cuh"
@@ -62,8 +63,8 @@ __device__ __forceinline__ void ring_init(const struct ring *ring, int warps)
 
 /* ---- Loading ------------------------------------------------------------------------------- */
 
-/* A tile of `extent` by BK into `to`; of a shared one, this block's half into both. The map's box is
- * what one copy brings: 64 by BK elements of a tile along its own dimension, else BK by the
+/* A tile of `extent` by BK into `to`; of a shared one, this block's half into both. The map's box
+ * is what one copy brings: 64 by BK elements of a tile along its own dimension, else BK by the
  * extent, or half of it when the tile is shared. */
 template <int extent, int along, int shared>
 __device__ __forceinline__ void load_tile(uint32_t to, const void *map, uint32_t full,

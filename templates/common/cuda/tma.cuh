@@ -4,9 +4,9 @@
  * The tensor map (128 bytes, 64-byte aligned, in the kernel's __grid_constant__ argument) was
  * encoded by the host. Coordinates are elements, innermost first, and may lie outside the tensor:
  * loads give zeros there and stores leave it out, yet a load always credits its barrier with the
- * whole box's bytes; but x is a multiple of 16 bytes, or the load is an illegal instruction (seen on
- * sm_90). One thread issues; shared addresses are multiples of 128 bytes, of 1024 where the box is
- * swizzled over 128 bytes. */
+ * whole box's bytes; but x is a multiple of 16 bytes, or the load is an illegal instruction (seen
+ * on sm_90). One thread issues; shared addresses are multiples of 128 bytes, of 1024 where the box
+ * is swizzled over 128 bytes. */
 #ifndef QN_CUDA_TMA_CUH
 #define QN_CUDA_TMA_CUH
 #include "common/types.h"

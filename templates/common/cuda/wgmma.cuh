@@ -4,7 +4,7 @@
  *     wgmma_fence        before the first, and when registers were touched since
  *     issue ...          wgmma_shape.cuh; those into the same accumulators need nothing between
  *     wgmma_commit       they form a group
- *     wgmma_wait<n>      at most n groups are unfinished; accumulators may be read when theirs is not
+ *     wgmma_wait<n>      at most n groups are unfinished; the others' accumulators may be read
  *
  * Tiles written by TMA need the barrier's wait and no more; those written by ordinary stores need
  * tma_store_fence() by every writer and a barrier.

@@ -1,7 +1,8 @@
 /* wgmma: a warpgroup multiplies a tile of 64 rows from shared memory by one of N columns, with f32
  * accumulators in registers (PTX ISA 9.7.15). sm_90a only. wgmma.cuh says in which order things go.
  *
- * Each time it is included this file defines one function, for the shape that the includer has
+ * Each time it is included (a second time within an #if, so that emit puts it in again) this file
+ * defines one function, for the shape that the includer has
  * described: WGMMA_NAME; WGMMA_N, 8 to 256 in steps of 8, a plain number; WGMMA_TYPE, bf16, f16,
  * tf32, e4m3 or e5m2; WGMMA_K, 32 bytes of that type; and for bf16 and f16 WGMMA_TRANS_A and
  * WGMMA_TRANS_B, 1 where that operand's tile is contiguous along M or N instead of K. All are

@@ -8,12 +8,13 @@
  * The model. A tile's step of 64 along k costs a block the longest of
  *     tensor cores     bm bn / 32 cycles (4096 flop a cycle and SM)
  *     shared memory    what wgmma reads: 64 rows of P and all of Q for every 64 rows
- *     L2               both tiles, a shared one by half: l2_gbps over all SMs
+ *     L2               both tiles, a shared one by half, one of a factor that has few tiles by
+ *                      less, since many SMs ask for it at once: l2_gbps over all SMs
  * A tile adds its epilogue, and with split_k the gathering of sums. A call takes as many rounds of
  * tiles as its workers need, or what its bytes take from memory after the first has come; the
  * shorter of the two hides in the longer but for a tenth. Cycles are those of the clock at which
  * the profile's tensor_tflops are sustained. The constants are fitted to 2200 configs of 25 shapes,
- * m = 1 to 8192, measured on an H200: the model's choice was at most 9 % slower than the best of
+ * m = 1 to 8192, measured on an H200: the model's choice was at most 7 % slower than the best of
  * those, in two of three shapes at most 1 %.
  */
 #define QUERN_DEF "gemm/gemm.def"
@@ -63,6 +64,7 @@ static const struct quern_knob knobs[] = {
 #define TENSOR_COST 0.918 /* cycles of wgmma over what they should be, at that clock */
 #define SHARED_COST 1.42  /* likewise of shared memory at 128 bytes a cycle */
 #define STEP_CYCLES 230.0 /* from barrier to barrier */
+#define FEW_TILES 3.0     /* that one factor has, before L2 feels each of its readers */
 #define EPILOGUE_CYCLES 225.0
 #define EPILOGUE_BYTES 41.0 /* of d a cycle */
 #define GATHER_CYCLES 130.0 /* shares of k: the cluster meets twice */
@@ -218,12 +220,15 @@ static int legal(const struct quern_problem *problem, const int32_t *config,
 /* ---- The model ----------------------------------------------------------------------------- */
 
 /* Cycles of one step of a tile, with all SMs at work. */
-static double step_cycles(const struct quern_profile *profile, const int32_t *c, double clock_hz)
+static double step_cycles(const struct quern_profile *profile, const struct values *v,
+                          const int32_t *c, double clock_hz)
 {
     double l2_bytes = profile->l2_gbps * 1e9 / clock_hz / profile->cores; /* of an SM, a cycle */
     double tensor = TENSOR_COST * c[BM] * c[BN] / 32;
     double shared = SHARED_COST * c[BM] / 64 * 4 * (2048 + 32.0 * c[BN]) / 128;
-    double bytes = 128.0 * ((double)c[BM] / c[SHARED_P] + (double)c[BN] / c[SHARED_Q]);
+    double p = fmin(1, (double)tiles_p(v, c) / FEW_TILES) / c[SHARED_P];
+    double q = fmin(1, (double)tiles_q(v, c) / FEW_TILES) / c[SHARED_Q];
+    double bytes = 128.0 * (c[BM] * p + c[BN] * q);
     return fmax(fmax(tensor, STEP_CYCLES), fmax(shared, bytes / l2_bytes));
 }
 
@@ -241,7 +246,7 @@ static double compute_us(const struct quern_profile *profile, const struct value
     double steps = ceil((double)v->k / 64 / c[SPLIT_K]);
     double epilogue =
         EPILOGUE_CYCLES + c[BM] * c[BN] * (double)quern_dtype_bytes((int)v->d) / EPILOGUE_BYTES;
-    double cycles = steps * step_cycles(profile, c, clock_hz) * together;
+    double cycles = steps * step_cycles(profile, v, c, clock_hz) * together;
     if (!c[PINGPONG])
         cycles += epilogue;
     if (c[SPLIT_K] > 1)

@@ -89,8 +89,10 @@ static double launch_ns(struct product *p, struct quern_context *ctx)
 /* Before anything else is compiled in this process: NVRTC is loaded here. */
 static void measure_starts(struct run *run)
 {
-    char directory[] = "/tmp/cuda_peers_XXXXXX", cache[64], command[96];
+    const char *base = getenv("TMPDIR");
+    char directory[1024], cache[1100], command[1100];
     struct product p;
+    snprintf(directory, sizeof directory, "%s/cuda_peers_XXXXXX", base ? base : P_tmpdir);
     if (!mkdtemp(directory))
         return;
     snprintf(cache, sizeof cache, "%s/first.db", directory);

@@ -12,9 +12,10 @@
 
 /* A GPU's row is that GPU: `device` is its name in CUDA, and a device of that name with as many SMs
  * (a slice of one has fewer) has this profile, on every host. `sm` of the last row of a kind is
- * what a target stands for where no device is present. The rates of h200 are measured (2026-11-21:
- * device copy, cuBLAS bf16 and f32 products, a kernel of one element in a graph; L2 is what
- * gemm_sm90's model fits best, a copy within it moves 5800); those of the others are estimates. */
+ * what a target stands for where no device is present. The rates of h200 are measured (2026-11-20
+ * and 21: a device copy, cuBLAS bf16 and f32 products, a kernel of one element in a graph), but
+ * L2's is what gemm_sm90's model fits best: a copy within it moves 5800. The others are
+ * estimates. */
 static const struct shipped {
     struct quern_profile profile;
     const char *device;

@@ -1,0 +1,42 @@
+"""quern: kernels made at run time for your shapes, your dtypes and your processor or GPU.
+
+    import numpy as np
+    import quern
+
+    a = np.random.rand(64, 256).astype(np.float32)
+    b = np.random.rand(128, 256).astype(np.float32)
+    d = quern.gemm(a, b)                       # d = a b^T; the first call compiles
+    product = quern.prepare("gemm", a, b, out=d)
+    product()                                  # the same again, for hot loops
+    print(product.variant, product.config, quern.tune("gemm", a, b, out=d, budget=5).speedup)
+
+Arrays are NumPy's, torch's, quern.view()s of these, or whatever supports DLPack. Functions work in
+a default context of the device that the arrays are on; quern.Context has its own cache, mode and
+options. What goes wrong is quern.Error. Nothing is loaded before the first use.
+"""
+
+from __future__ import annotations
+
+import sys as _sys
+from importlib import import_module as _import_module
+
+from ._arrays import View, view
+from ._call import call
+from ._context import Context
+from ._errors import Error
+from ._facts import Stats
+from ._library import library_path
+from ._prepared import Prepared, prepare
+from ._structs import VERSION as __version__
+from ._tune import TuneEntry, TuneProgress, TuneResult, tune
+from .families.copy import copy
+from .families.gemm import gemm, gemm_pack
+from ._module import doctor, families, stats  # last: families() hides the folder of that name
+
+__all__ = ["Context", "Error", "Prepared", "Stats", "TuneEntry", "TuneProgress", "TuneResult",
+           "View", "__version__", "call", "copy", "doctor", "families", "gemm", "gemm_pack",
+           "library_path", "prepare", "stats", "tune", "view"]
+
+# From PyTorch 2.4 on; not while torch itself is being imported.
+if hasattr(getattr(_sys.modules.get("torch"), "library", None), "register_fake"):
+    _import_module(".torch_ops", __name__)

@@ -1,0 +1,222 @@
+"""Calls: arrays in, the library's quern_run(), the output back.
+
+    describe the arrays -> the context -> the plan -> make the output -> addresses -> C
+
+The same arguments' shapes, strides and dtypes met again skip all of inference and checking
+(_plan). Arrays are referenced until C has returned; on a GPU what happens to their memory
+afterwards is ordered by the stream, as with every other call there.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any, Optional, Sequence
+
+from . import _context, _family, _plan, _structs
+from ._arrays import Array, check_device, describe, empty_like
+from ._errors import Error
+from ._plan import Function, Inferred, Plan
+
+if TYPE_CHECKING:
+    from ._context import Context
+
+
+def raw_stream(stream: Any) -> Optional[int]:
+    """The address of a stream given as an int or a torch.cuda.Stream; None of None."""
+    raw = getattr(stream, "cuda_stream", stream)
+    if raw is None or (isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0):
+        return raw
+    raise Error(f"stream={stream!r}: must be a torch.cuda.Stream or the address of a CUDA stream")
+
+
+def describe_all(function: Function, values: "Sequence[Any]", stream: Optional[int] = None
+                 ) -> "list[Optional[Array]]":
+    return [None if value is None else describe(name, value, stream)
+            for name, value in zip(function.arrays, values)]
+
+
+def context_for(function: Function, arrays: "Sequence[Optional[Array]]",
+                context: "Optional[Context]") -> "Context":
+    """The one given, else the default one where the first array is."""
+    if context is not None:
+        if not isinstance(context, _context.Context):
+            raise Error(f"context={context!r}: must be a quern.Context")
+        return context
+    for name, array in zip(function.arrays, arrays):
+        if array is not None:
+            check_device(name, array)
+            return _context.default(array.device)
+    raise Error(f"{function.arrays[0]}: must be given")
+
+
+def first_of(arrays: "Sequence[Optional[Array]]") -> Array:
+    for array in arrays:
+        if array is not None:
+            return array
+    raise Error("arrays: at least one must be given")
+
+
+def torch_index(arrays: "Sequence[Optional[Array]]") -> int:
+    """The device index of the first CUDA tensor of torch's; -1 if there is none."""
+    for array in arrays:
+        if array is not None and array.source == "torch" and array.device != "cpu":
+            return int(array.device.partition(":")[2])
+    return -1
+
+
+def stream_of(arrays: "Sequence[Optional[Array]]", stream: Optional[int]) -> Optional[int]:
+    """Where a call on such arrays runs: the stream given, else torch's current one."""
+    if first_of(arrays).device == "cpu":
+        if stream:
+            raise Error(f"stream={stream}: must be None for arrays on the CPU")
+        return None
+    index = torch_index(arrays) if stream is None else -1
+    if index < 0:
+        return stream
+    from . import _torch
+    return _torch.current_stream(index)
+
+
+def make_output(plan: Plan, arrays: "list[Optional[Array]]") -> Any:
+    """A new output, put into arrays."""
+    assert plan.makes_output is not None
+    name = plan.function.arrays[plan.output]
+    try:
+        made = empty_like(first_of(arrays), *plan.makes_output)
+    except Error as error:
+        raise Error(f"{name}: {error}") from None
+    arrays[plan.output] = describe(name, made)
+    return made
+
+
+def run(function: Function, values: "tuple[Any, ...]", options: "tuple[Any, ...]",
+        context: "Optional[Context]", stream: Any) -> Any:
+    """One call of a family. `values` and `options` are in the order of the Function's.
+
+    Returns the output. Error: any argument; the library's own refusals with its text.
+    """
+    raw = None if stream is None else raw_stream(stream)
+    arrays = describe_all(function, values, raw)
+    ctx = context_for(function, arrays, context)
+    plan = _plan.find(ctx, function, arrays, options)
+    result = values[plan.output] if plan.makes_output is None else make_output(plan, arrays)
+    if raw is not None or ctx.device != "cpu":
+        raw = stream_of(arrays, raw)
+    block = plan.block(arrays)
+    if ctx._tune_s is not None:
+        from . import _tune
+        _tune.tune_once(ctx, plan, arrays, block)
+    call = ctypes.byref(_structs.Call(raw)) if raw else None
+    state = ctx._state
+    state.calls.append(None)
+    try:
+        if state.handle is None:
+            raise state.refuse()
+        status = ctx._library.quern_run(state.handle, plan.spec_ref, block, call)
+        if status:
+            raise ctx._error(status, state.handle, plan.names)
+    finally:
+        state.calls.pop()
+    note_writes(plan, arrays)
+    return result
+
+
+def note_writes(plan: Plan, arrays: "Sequence[Optional[Array]]") -> None:
+    """Tells torch's autograd which tensors have changed."""
+    for argument in plan.written:
+        array = arrays[argument]
+        if array is not None and array.source == "torch":
+            from . import _torch
+            _torch.note_write(array.owner)
+
+
+# ---- Any family by its name --------------------------------------------------------------------
+
+
+def call(family: str, *arrays: Any, context: "Optional[Context]" = None, stream: Any = None,
+         **arguments: Any) -> Any:
+    """Call a family by its name, those of plugins included; returns the output.
+
+    A family that has a function of its own here ("gemm") is called through it. Of any other,
+    arrays and parameters go by the names of its .def (`quern families FAMILY`); arrays may also be
+    given by position, in its order. Sizes and dtypes that are the extents and dtypes of arrays are
+    taken from them. The first output is made if it is not given, and returned; any further one must
+    be given. context and stream are as for gemm().
+
+    Error: the family or one of the arguments is unknown, missing, or refused.
+    """
+    from .families import DESCRIPTIONS
+    ctx = context
+    function = DESCRIPTIONS.get(family)
+    if function is None:
+        ctx = context or default_for(arrays + tuple(arguments.values()))
+        function = generic(_family.find(ctx, family), arrays, arguments)
+    values, options = bind(function, arrays, arguments)
+    return run(function, values, options, ctx, stream)
+
+
+def default_for(values: "Sequence[Any]") -> "Context":
+    """The default context of the first array among the values; of the CPU if there is none."""
+    for value in values:
+        if value is not None and not isinstance(value, (str, int, float)):
+            array = describe("array", value)
+            check_device("array", array)
+            return _context.default(array.device)
+    return _context.any_default()
+
+
+def bind(function: Function, arrays: "tuple[Any, ...]", arguments: "dict[str, Any]"
+         ) -> "tuple[tuple[Any, ...], tuple[Any, ...]]":
+    """Arguments in the order of the Function's arrays and options. Error: one is unknown."""
+    given = dict(arguments)
+    if len(arrays) > len(function.arrays):
+        raise Error(f"{function.family}() takes at most {len(function.arrays)} arrays "
+                    f"({', '.join(function.arrays)}), {len(arrays)} were given")
+    for name, value in zip(function.arrays, arrays):
+        if name in given:
+            raise Error(f"{name}: given twice")
+        given[name] = value
+    known = (*function.arrays, *function.options)
+    for name in given:
+        if name not in known:
+            raise Error(f"{function.family}() has no argument {name!r}: it has "
+                        f"{', '.join(known)}")
+    return (tuple(given.get(name) for name in function.arrays),
+            tuple(given.get(name, default) for name, default in function.options.items()))
+
+
+def generic(family: _family.Family, arrays: "tuple[Any, ...]", arguments: "dict[str, Any]"
+            ) -> Function:
+    """The Function of a family that has none here, for a call with these arguments.
+
+    A parameter and an array may have one name: what is text or a number is the parameter.
+    """
+    slots = tuple(slot.name for slot in family.slots)
+    options: "dict[str, Any]" = {}
+    for name, value in arguments.items():
+        if name in family.params and (name not in slots or isinstance(value, (str, int, float))):
+            options[name] = None
+        elif name not in slots:
+            known = ", ".join(dict.fromkeys((*slots, *family.params)))
+            raise Error(f"{family.name}() has no argument {name!r}: it has {known}")
+    output = next((slot.name for slot in family.slots if slot.is_output), slots[0])
+
+    def infer(named: "dict[str, Optional[Array]]", given: "dict[str, Any]") -> Inferred:
+        return Inferred({**_from_arrays(family, named), **given})
+
+    return Function(family.name, slots, slots, output, options, infer, (family.name, *options))
+
+
+def _from_arrays(family: _family.Family, named: "dict[str, Optional[Array]]") -> "dict[str, Any]":
+    """Sizes and dtypes that are extents and dtypes of arrays; the first array says each."""
+    params: "dict[str, Any]" = {}
+    for slot in family.slots:
+        array = named[slot.name]
+        if array is None:
+            continue
+        if slot.dtype is not None:
+            params.setdefault(slot.dtype, array.dtype)
+        for dim, extent in zip(reversed(slot.dims), reversed(array.shape)):
+            if dim is not None:
+                params.setdefault(dim, extent)
+    return params

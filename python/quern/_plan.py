@@ -1,0 +1,186 @@
+"""From the arguments of a call to what C is given: worked out once for each kind of call.
+
+    Function   a family as Python calls it: argument names, options, how sizes follow from arrays
+    Array[2:] of every argument, options  ──>  key ──(a context's dictionary)──> Plan
+    Plan       the spec, and the arrays' ranks and strides as bytes: a call adds addresses
+
+All checks of shapes, dtypes, devices and strides are made here, so that a repeated call makes
+none: its key is equal only if they would come out the same. What depends on addresses (alignment,
+overlaps, whether a GPU can reach them) the library checks in every call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Sequence
+
+from . import _family, _structs
+from ._arrays import Array, check_strides
+from ._errors import Error, invalid
+
+if TYPE_CHECKING:
+    from ._context import Context
+
+_MOST_PLANS = 4096  # of a context: a program with more kinds of calls starts again
+
+
+class Inferred(NamedTuple):
+    """What the arguments of a call mean."""
+
+    params: "dict[str, Any]"  # of the spec; those left out have their defaults
+    views: "dict[str, tuple[tuple[int, ...], tuple[int, ...]]]" = {}  # argument: shape, strides
+    output_rank: int = _structs.MAX_RANK  # of an output to be made: leading extents of 1 go
+
+
+class Function(NamedTuple):
+    """A family as Python calls it."""
+
+    family: str
+    arrays: "tuple[str, ...]"  # arguments that are arrays, as Python names them
+    fields: "tuple[str, ...]"  # the same, as the .def names them
+    output: str  # the argument that is made when it is not given, and returned
+    options: "dict[str, Any]"  # the other arguments, with their defaults
+    infer: "Callable[[dict[str, Optional[Array]], dict[str, Any]], Inferred]"
+    key: Any = None  # what plans are remembered under, if not the family: hashable
+
+
+class Plan(NamedTuple):
+    """A kind of call, checked. Immutable: any thread may use it."""
+
+    function: Function
+    family: _family.Family
+    spec: _structs.Spec
+    spec_ref: Any  # byref(spec)
+    template: bytes  # struct quern_array[], data and size left 0
+    fill: "tuple[tuple[int, int], ...]"  # argument, array of the family
+    output: int  # the argument that is returned
+    makes_output: "Optional[tuple[tuple[int, ...], str]]"  # shape and dtype, if it is to be made
+    written: "tuple[int, ...]"  # arguments that a call writes
+    names: "dict[str, str]"  # what Python calls an array of the family, where it differs
+
+    def block(self, arrays: "Sequence[Optional[Array]]") -> Any:
+        """A struct quern_array[] of its own for one call."""
+        block = self.family.arrays_type.from_buffer_copy(self.template)
+        for argument, index in self.fill:
+            block[index].data = arrays[argument].data  # type: ignore[union-attr]
+        return block
+
+
+def key_of(function: Function, arrays: "Sequence[Optional[Array]]", options: "tuple[Any, ...]"
+           ) -> "tuple[Any, ...]":
+    return (function.key or function.family, options, *[array and array[2:] for array in arrays])
+
+
+def find(context: "Context", function: Function, arrays: "Sequence[Optional[Array]]",
+         options: "tuple[Any, ...]") -> Plan:
+    """The plan for such a call in the context, remembered. Error: what is wrong with a call."""
+    key = key_of(function, arrays, options)
+    try:
+        plan = context._plans.get(key)
+    except TypeError:
+        raise Error(f"{_unhashable(function, options)}: must be a word or a number") from None
+    if plan is None:
+        plan = _make(context, function, arrays, options)
+        if len(context._plans) >= _MOST_PLANS:
+            context._plans.clear()
+        context._plans[key] = plan
+    return plan
+
+
+def _unhashable(function: Function, options: "tuple[Any, ...]") -> str:
+    for name, value in zip(function.options, options):
+        if getattr(type(value), "__hash__", None) is None:
+            return f"{name}={value!r}"
+    return "an argument"
+
+
+def _make(context: "Context", function: Function, arrays: "Sequence[Optional[Array]]",
+          options: "tuple[Any, ...]") -> Plan:
+    named = dict(zip(function.arrays, arrays))
+    check_devices(named, context)
+    family = _family.find(context, function.family)
+    inferred = function.infer(named, dict(zip(function.options, options)))
+    names = dict(zip(function.fields, function.arrays))
+    spec = _spec(context, family, inferred.params, names)
+    shapes = _family.spec_shapes(context, family, spec)
+    block = family.arrays_type()
+    fill, written, made = [], [], None
+    for i, (slot, shape) in enumerate(zip(family.slots, shapes)):
+        name = names.get(slot.name, slot.name)
+        array = _viewed(named.get(name), inferred.views.get(name))
+        if array is None and name == function.output and shape.role == _structs.OUT:
+            dims = tuple(shape.dims[: shape.rank])[-inferred.output_rank:]
+            made = (dims, _structs.DTYPES[shape.dtype])
+        else:
+            check_array(name, array, shape)
+        if shape.role == _structs.ABSENT:
+            continue
+        if array is not None and 0 not in array.shape:  # an empty one's strides mean nothing
+            block[i].rank = len(array.shape)
+            block[i].strides[: len(array.shape)] = array.strides
+        fill.append((function.arrays.index(name), i))
+        if shape.role != _structs.IN:
+            written.append(function.arrays.index(name))
+    output = function.arrays.index(function.output)
+    renamed = {field: name for field, name in names.items() if field != name}
+    return Plan(function, family, spec, ctypes.byref(spec), bytes(block), tuple(fill), output,
+                made, tuple(written), renamed)
+
+
+def _viewed(array: Optional[Array], view: "Optional[tuple[Any, Any]]") -> Optional[Array]:
+    return array if array is None or view is None else array._replace(shape=view[0],
+                                                                      strides=view[1])
+
+
+def check_devices(named: "dict[str, Optional[Array]]", context: "Context") -> None:
+    """All arrays on the context's device."""
+    first = next((name for name, array in named.items() if array is not None), "")
+    for name, array in named.items():
+        if array is None or array.device == context.device:
+            continue
+        like = named[first]
+        why = ("the context's device" if name == first or like is None or
+               like.device != context.device else f"as {first} is")
+        raise invalid(name, f"on {array.device}: must be on {context.device}, {why}")
+
+
+def _spec(context: "Context", family: _family.Family, params: "dict[str, Any]",
+          names: "dict[str, str]") -> _structs.Spec:
+    """A dtype that comes from an array is refused under the array's name."""
+    for name, value in params.items():
+        param = family.params.get(name)
+        slot = family.slot_of_dtype(name)
+        if param and param.kind == _structs.DTYPE and slot is not None and \
+                value not in param.domain:
+            field = family.slots[slot].name
+            allowed = " ".join(word for word in param.domain if word != "none")
+            raise invalid(names.get(field, field), f"dtype {value}: must be one of: {allowed}")
+    return _family.make_spec(context, family, params)
+
+
+def check_array(name: str, array: Optional[Array], shape: _structs.Shape) -> None:
+    """An argument against what the spec asks for. Error: role, dtype, shape or strides differ."""
+    if shape.role == _structs.ABSENT:
+        if array is not None:
+            raise invalid(name, "must not be given: it takes no part with these arguments")
+        return
+    if array is None:
+        why = ": its old contents are read" if shape.role == _structs.INOUT else ""
+        raise invalid(name, f"must be given{why}")
+    dtype, dims = _structs.DTYPES[shape.dtype], tuple(shape.dims[: shape.rank])
+    if array.dtype != dtype:
+        raise invalid(name, f"dtype {array.dtype}: must be {dtype}")
+    check_shape(name, array.shape, dims)
+    check_strides(name, array)
+    if shape.role != _structs.IN and not array.is_writable:
+        raise invalid(name, "is read-only")
+
+
+def check_shape(name: str, shape: "tuple[int, ...]", wanted: "tuple[int, ...]") -> None:
+    """Equal, or with leading extents of 1 left out. Error: said with as few of those as given."""
+    missing = len(wanted) - len(shape)
+    if missing >= 0 and wanted[missing:] == shape and set(wanted[:missing]) <= {1}:
+        return
+    while len(wanted) > max(len(shape), 1) and wanted[0] == 1:
+        wanted = wanted[1:]
+    raise invalid(name, f"shape {shape}: must be {wanted}")

@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+"""What counts as an array: DLPack, views, copy(), and any family by its name, plugins included."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import unittest
+
+from common import BUILD, ROOT, Case, from_bf16, main, np, poisoned, quern, random, to_bf16
+
+PLUGIN = os.path.join(BUILD or ROOT / "build", "tests", "plugin_scale.so")
+
+
+class Foreign:
+    """An array of a library that only speaks DLPack, of before version 1 if `is_old`."""
+
+    def __init__(self, array, is_old=False):
+        self.array, self.is_old = array, is_old
+
+    def __dlpack_device__(self):
+        return self.array.__dlpack_device__()
+
+    def __dlpack__(self, **options):
+        if self.is_old and "max_version" in options:
+            raise TypeError("max_version")
+        options.pop("max_version", None)
+        return self.array.__dlpack__(**options)
+
+
+class Broken(Foreign):
+    def __dlpack__(self, **options):
+        raise BufferError("on the moon")
+
+
+class DlpackTest(Case):
+    def test_foreign_arrays_are_inputs_and_outputs(self):
+        a, b, d = random(12, 40)[:, 3:35], random(9, 32), poisoned(12, 9)
+        for is_old in (False, True):
+            d[:] = np.nan
+            out = Foreign(d, is_old)
+            self.assertIs(quern.gemm(Foreign(a, is_old), Foreign(b, is_old), out), out)
+            self.assert_close(d, a.astype(float) @ b.T, 3e-6)
+
+    def test_their_output_must_be_given(self):
+        a = Foreign(random(4, 4))
+        self.refused("out: must be given", quern.gemm, a, a)
+
+    def test_a_failing_producer_is_named(self):
+        self.refused("b: its __dlpack__() failed: on the moon", quern.gemm, random(2, 4),
+                     Broken(random(3, 4)))
+
+    def test_other_dtypes_are_told_by_name(self):
+        self.refused("a: dtype complex64: must be one of: f32 bf16 f16", quern.gemm,
+                     Foreign(random(2, 4).astype(np.complex64)), random(3, 4))
+
+    def test_memory_lives_as_long_as_a_prepared_call(self):
+        a, b, d = random(12, 32), random(9, 32), poisoned(12, 9)
+        wanted = a.astype(float) @ b.T
+        product = quern.prepare("gemm", Foreign(a.copy()), Foreign(b.copy()), out=d)
+        random(1000, 100)
+        product()
+        self.assert_close(d, wanted, 3e-6)
+
+
+class ViewTest(Case):
+    def test_a_view_is_the_array_inside(self):
+        bits = to_bf16(random(6, 8))
+        viewed = quern.view(bits, "bf16")
+        self.assertIs(viewed.array, bits)
+        self.assertEqual((viewed.dtype, viewed.shape), ("bf16", (6, 8)))
+
+    def test_signed_bits_do_as_well(self):
+        a = to_bf16(random(6, 8)).view(np.int16)
+        d = quern.gemm(quern.view(a, "bf16"), random(4, 8), out_dtype="f32")
+        self.assertEqual(d.shape, (6, 4))
+
+    def test_only_integers_of_the_size_are_viewed(self):
+        self.refused("array: dtype f32: must be integers of 16 bits", quern.view, random(3),
+                     "bf16")
+        self.refused("array: dtype u8: must be integers of 16 bits", quern.view,
+                     np.zeros(3, np.uint8), "f16")
+        self.refused("dtype=f32: must be one of: bf16 f16", quern.view, np.zeros(3, np.uint8),
+                     "f32")
+
+
+class CopyTest(Case):
+    def test_a_copy_is_the_source(self):
+        x = random(1003)
+        np.testing.assert_array_equal(quern.copy(x), x)
+
+    def test_alpha_is_a_factor(self):
+        x, out = random(1003), poisoned(1003)
+        self.assertIs(quern.copy(x, out, alpha=-0.5), out)
+        np.testing.assert_array_equal(out, -0.5 * x)
+
+    def test_inplace_adds(self):
+        x, out = random(77), random(77)
+        wanted = out + 3 * x
+        quern.copy(x, out, alpha=3, inplace=True)
+        np.testing.assert_allclose(out, wanted, rtol=1e-5, atol=1e-6)
+
+    def test_out_may_be_the_source_itself(self):
+        x = random(77)
+        wanted = x * 2
+        quern.copy(x, x, alpha=2)
+        np.testing.assert_array_equal(x, wanted)
+
+    def test_bf16_comes_through(self):
+        bits, out = to_bf16(random(50)), poisoned(50, dtype=np.uint16)
+        quern.copy(quern.view(bits, "bf16"), quern.view(out, "bf16"))
+        np.testing.assert_array_equal(out, bits)
+
+
+class CallTest(Case):
+    def test_a_family_with_a_function_is_called_through_it(self):
+        a, b = random(4, 8), random(5, 8)
+        np.testing.assert_array_equal(quern.call("gemm", a, b), quern.gemm(a, b))
+        with quern.Context("cpu") as context:
+            np.testing.assert_array_equal(context.call("gemm", a, b=b), quern.gemm(a, b))
+            np.testing.assert_array_equal(context.gemm(a, b), quern.gemm(a, b))
+            self.assertIn("gemm", dir(context))
+            self.assertRaises(AttributeError, getattr, context, "gem")
+
+    @unittest.skipUnless(os.path.exists(PLUGIN), "the example plugin is not built")
+    def test_a_plugins_family_is_called_by_its_tables(self):
+        with quern.Context("cpu", plugins=[PLUGIN]) as context:
+            self.assertIn("scale", context.families())
+            x, out = random(1000), poisoned(1000)
+            self.assertIs(context.call("scale", x, out), out)
+            np.testing.assert_array_equal(out, 2 * x)
+            context.call("scale", x=x, out=out, factor=3)
+            np.testing.assert_array_equal(out, 3 * x)
+            for given, factor in (({"factor": 1000}, 1000), ({"n": 1000}, 2)):
+                np.testing.assert_array_equal(context.call("scale", x, **given), factor * x)
+            out[:] = np.nan
+            np.testing.assert_array_equal(context.prepare("scale", x, out, factor=-1)(), -x)
+            self.assertEqual(context.tune("scale", x, out, max_configs=1).failed, 0)
+            np.testing.assert_array_equal(out, -x)
+            np.testing.assert_array_equal(context.call("scale", x), 2 * x)
+            self.refused("x: must be given", context.call, "scale", out=out, n=1000)
+            self.refused("out: shape (999,): must be (1000,)", context.call, "scale", x, out[1:])
+            self.refused("x: dtype f64: must be f32", context.call, "scale", x.astype(float), out)
+            self.refused("scale() has no argument 'foo': it has x, out, n, factor", context.call,
+                         "scale", x, out, foo=1)
+            self.refused("factor=[1]: must be a word or a number", context.call, "scale", x, out,
+                         factor=[1])
+
+    def test_a_missing_plugin_is_an_error(self):
+        self.refused("/nowhere.so", quern.Context, "cpu", plugins=["/nowhere.so"])
+
+
+class ReferenceTest(Case):
+    def test_arrays_are_not_kept_by_a_call(self):
+        a, b = random(4, 8), random(5, 8)
+        d = quern.gemm(a, b)
+        del d
+        counts = [ctypes.c_ssize_t.from_address(id(array)).value for array in (a, b)]
+        for _ in range(10):
+            quern.gemm(a, b)
+        self.assertEqual([ctypes.c_ssize_t.from_address(id(array)).value for array in (a, b)],
+                         counts)
+
+    def test_bits_and_numbers_agree(self):
+        values = random(100)
+        np.testing.assert_allclose(from_bf16(to_bf16(values)), values, rtol=4e-3)
+
+
+if __name__ == "__main__":
+    main()

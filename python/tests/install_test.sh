@@ -1,0 +1,46 @@
+#!/bin/bash
+# `pip install ./python` after make gives a package that needs nothing else, in a new virtual
+# environment, without a network, and leaves the source tree as it was.
+here=$(dirname "$(realpath "$0")")
+. "$here/../../tests/checks.sh"
+python=$(tools/find_python.sh)
+
+if ! "$python" -c 'import ensurepip, setuptools, wheel' 2> "$scratch/missing.log"; then
+    skip "$python lacks venv, setuptools or wheel: $(tail -n 1 "$scratch/missing.log")"
+    finish
+fi
+export PIP_DISABLE_PIP_VERSION_CHECK=1 QUERN_BUILD=$build
+unset QUERN_LIBRARY PYTHONPATH
+venv=$scratch/venv
+install=("$venv/bin/python" -m pip install --no-build-isolation --no-index --no-cache-dir
+    --force-reinstall ./python)
+tree_state() {
+    find python -not -path '*/__pycache__*' | sort | xargs -d '\n' ls -ld --time-style=+
+}
+before=$(tree_state)
+
+check "a virtual environment is made" "$python" -m venv --system-site-packages "$venv"
+mkdir "$scratch/nothing" "$scratch/empty"
+check "without a build the install fails" refuses env QUERN_BUILD="$scratch/nothing" \
+    "${install[@]}"
+check "and says what is missing" grep -q "libquern.so.0: not in $scratch/nothing: run make first" \
+    <(QUERN_BUILD=$scratch/nothing "${install[@]}" 2>&1)
+check "pip install works" "${install[@]}"
+check "the source tree is as it was" test "$before" = "$(tree_state)"
+
+cd "$scratch/empty" || exit 1
+package=$("$venv/bin/python" -c 'import quern; print(quern.__path__[0])')
+check "the package is the installed one" test "${package#"$venv"}" != "$package"
+for file in libquern.so.0 LICENSE py.typed families/gemm.py; do
+    check "$file is in it" test -f "$package/$file"
+done
+check "its library is the bundled one" test "$package/libquern.so.0" = \
+    "$("$venv/bin/python" -c 'import quern; print(quern.library_path())')"
+version=$(sed -n 's/^#define QUERN_VERSION "\(.*\)"/\1/p' "$OLDPWD/include/quern.h")
+about=$package-$version.dist-info
+check "its version is the header's" grep -qx "Version: $version" "$about/METADATA"
+check "its tag is of any Python 3 on this platform" grep -q '^Tag: py3-none-linux_' "$about/WHEEL"
+sed -n '/^```python$/,/^```$/p;/^```$/q' "$OLDPWD/python/README.md" | sed '/^```/d' > example.py
+check "the example has a program" grep -q 'quern.gemm' example.py
+check "the README's example runs from an empty folder" "$venv/bin/python" example.py
+finish

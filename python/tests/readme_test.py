@@ -1,0 +1,66 @@
+#!/usr/bin/env python3
+"""The README's programs run as they stand, and everything public says what it is."""
+
+from __future__ import annotations
+
+import inspect
+import re
+
+from common import PACKAGE, Case, main, quern, run_python
+
+README = (PACKAGE / "README.md").read_text(encoding="utf-8")
+PROGRAMS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+class ReadmeTest(Case):
+    def test_the_first_program_runs_as_it_stands(self):
+        done = run_python(PROGRAMS[0])
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertLessEqual(len(PROGRAMS[0].strip().splitlines()), 12)
+
+    def test_the_other_numpy_programs_run_after_it(self):
+        rest = [program for program in PROGRAMS[1:] if "torch" not in program]
+        self.assertTrue(rest)
+        done = run_python("\n".join([PROGRAMS[0], *rest]))
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_every_program_is_python(self):
+        for program in PROGRAMS:
+            compile(program, "README.md", "exec")
+
+    def test_the_packages_own_example_runs(self):
+        docstring = quern.__doc__ or ""
+        lines = [line[4:] for line in docstring.splitlines() if line.startswith("    ")]
+        done = run_python("\n".join(lines))
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+
+class DocstringTest(Case):
+    def test_every_public_name_has_a_docstring(self):
+        for name in quern.__all__:
+            value = getattr(quern, name)
+            if name == "__version__":
+                continue
+            self.assertTrue(inspect.getdoc(value), name)
+            for method, function in vars(value).items() if inspect.isclass(value) else ():
+                if inspect.isfunction(function) and not method.startswith("_"):
+                    self.assertTrue(function.__doc__, f"{name}.{method}")
+
+    def test_every_argument_of_a_family_is_in_its_docstring(self):
+        for function in (quern.gemm, quern.gemm_pack, quern.copy, quern.prepare, quern.tune,
+                         quern.call, quern.Context):
+            text = inspect.getdoc(function) or ""
+            for name in inspect.signature(function).parameters:
+                self.assertRegex(text, rf"\b{name}\b", f"{function.__name__}: {name}")
+
+    def test_every_public_function_has_type_hints(self):
+        for name in quern.__all__:
+            value = getattr(quern, name)
+            if inspect.isfunction(value):
+                hints = value.__annotations__
+                missing = set(inspect.signature(value).parameters) - set(hints)
+                self.assertEqual((missing, "return" in hints), (set(), True), name)
+
+
+if __name__ == "__main__":
+    main()

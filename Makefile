@@ -3,7 +3,7 @@
 #   templates/*/FAMILY.def ---- tools/gen_header.c --> $(B)/include/quern/FAMILY.h
 #   templates/ (device code) -- tools/embed.c -------> $(B)/gen/*.c --+
 #   jit/ cache/ templates/*/*.c --------------------------------------+--> $(B)/libquern.{so,a}
-#   tools/ examples/ bench/ tests/ ----------------------------------------> programs linked to it
+#   tools/ examples/ tests/ ----------------------------------------------> programs linked to it
 #
 # Sources are found by wildcard: a module, family, test or example needs no line here.
 ifeq ($(MAKELEVEL),0)
@@ -56,22 +56,22 @@ TOOL_OBJECTS := $(patsubst %.c,$(B)/obj/%.o,$(filter-out tools/gen_% tools/embed
 	$(wildcard tools/*.c)))
 TOOL_MODULES := $(filter-out %/quern.o,$(TOOL_OBJECTS)) # what a suite may test: all but main()
 EXAMPLES := $(patsubst %.c,$(B)/%,$(filter-out examples/plugin_%,$(wildcard examples/*.c)))
-BENCHES := $(patsubst %.c,$(B)/%,$(wildcard bench/*.c))
+BENCHES := $(patsubst %.c,$(B)/%.so,$(wildcard bench/*.c))
 SUITES := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 GPU_SUITES := $(patsubst %.c,$(B)/%,$(wildcard tests/gpu/test_*.c))
 GPU_SCRIPTS := $(wildcard tests/gpu/*_test.sh)
 PLUGINS := $(patsubst examples/%.c,$(B)/tests/%.so,$(wildcard examples/plugin_*.c))
 # Every other tests/*.c is shared by the suites.
 SUITE_COMMON := $(patsubst %.c,$(B)/obj/%.o,$(filter-out tests/test_%,$(wildcard tests/*.c)))
-SCRIPTS := $(wildcard tests/*_test.sh tests/*_test.py)
+SCRIPTS := $(wildcard $(foreach d,tests python/tests bench/tests,$d/*_test.sh $d/*_test.py))
 FORMATTED = $(shell find include jit cache templates tools bench examples tests \
 	-name '*.[ch]' -o -name '*.cu' -o -name '*.cuh')
 
 all: $(B)/libquern.so $(B)/libquern.a $(B)/quern $(EXAMPLES) $(TRAVELS) ## library, CLI, examples
 objects: $(LIB_OBJECTS) ## only compile the library (to try a cross compiler with CC=)
-tests: $(SUITES) $(PLUGINS) ## only build the suites
-.PHONY: all objects tests demo test test-all check-gpu check-san bench layers format format-check \
-	install deps help clean FORCE
+tests: $(SUITES) $(PLUGINS) $(BENCHES) ## only build the suites
+.PHONY: all objects tests demo test test-all check-gpu check-san bench bench-gpu layers format \
+	format-check install deps help clean FORCE
 .SECONDARY:
 .DELETE_ON_ERROR:
 
@@ -139,13 +139,15 @@ $(B)/quern: RPATH := $$ORIGIN
 $(B)/installed/quern: RPATH := $$ORIGIN/$(shell realpath -m --relative-to=$(BINDIR) $(LIBDIR))
 $(B)/quern $(B)/installed/quern: $(TOOL_OBJECTS) $(B)/libquern.so
 	$(link) $(TOOL_OBJECTS) -L$(B) -lquern -Wl,-rpath,'$(RPATH)' $(TOOL_LIBS)
-$(EXAMPLES) $(BENCHES): $(B)/%: $(B)/obj/%.o $(B)/libquern.so
+$(EXAMPLES): $(B)/%: $(B)/obj/%.o $(B)/libquern.so
 	$(link) $< -L$(B) -lquern -Wl,-rpath,'$$ORIGIN/..' -ldl -lpthread -lm
 $(SUITES) $(GPU_SUITES): $(B)/%: $(B)/obj/%.o $(SUITE_COMMON) $(TOOL_MODULES) $(B)/libquern.a
 	$(link) -rdynamic $< $(SUITE_COMMON) $(TOOL_MODULES) -Wl,--whole-archive $(B)/libquern.a \
 	-Wl,--no-whole-archive $(LIBS) $(TOOL_LIBS) $(CHECK_LIBS)
 $(PLUGINS): $(B)/tests/%.so: $(B)/obj/examples/%.o
 	$(link) -shared $<
+$(BENCHES): $(B)/bench/%.so: $(B)/obj/bench/%.o
+	$(link) -shared -Wl,--as-needed $< -lm
 
 , := ,
 -include $(shell find $(B)/obj -name '*.d' 2>/dev/null)
@@ -170,10 +172,15 @@ sanitized = $(MAKE) B=$(B)/$1 SANITIZE=$2 all tests && \
 check-san: ## the C suites under ASan and UBSan, then under TSan
 	+@$(call sanitized,asan,address$(,)undefined,UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1)
 	+@$(call sanitized,tsan,thread,OMP_NUM_THREADS=1 TSAN_OPTIONS=suppressions=tests/tsan.supp)
-bench: deps ## compare with OpenBLAS, oneDNN and cuBLASLt on this machine
+beside = QUERN_LIBRARY=$(abspath $(B))/$(SONAME) $1 bench/beside.py gemm --device $2 \
+	--json $(B)/bench/$2.json $3 && $1 bench/harness/page.py $(B)/bench/$2.json $(B)/bench/$2
+bench: deps ## compare with OpenBLAS, oneDNN and MKL on this machine (shapes/cpu.csv)
 	-@tools/deps.sh bench
 	@$(MAKE) all $(BENCHES)
-	@for b in $(BENCHES); do $$b || exit 1; done
+	@python=$$(bench/python.sh $(B)) && $(call beside,$$python,cpu,$(ARGS))
+bench-gpu: ## compare with cuBLASLt, torch and Triton on a GPU (shapes/gpu.csv); installs nothing
+	@$(MAKE) all $(BENCHES)
+	@$(call beside,$${PYTHON:-python3},cuda,--shapes gpu --starts $(ARGS))
 layers: ## check the #include edges against the layout
 	@python3 tools/layers.py
 format: ## reformat every C and CUDA source
@@ -200,6 +207,6 @@ install: all $(B)/installed/quern ## install below PREFIX (/usr/local); DESTDIR 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
 	awk -F'|' '{ printf "  %-12s %s\n", $$1, $$2 }'
-	@echo "Variables: V=1 WERROR=1 STATIC=1 SANITIZE=... CC CFLAGS B PREFIX DESTDIR"
+	@echo "Variables: V=1 WERROR=1 STATIC=1 SANITIZE=... CC CFLAGS B PREFIX DESTDIR ARGS (bench)"
 clean: ## remove $(B)
 	rm -rf $(B)

@@ -25,6 +25,7 @@ base|check|include/check.h|unit tests
 base|libsubunit-dev|include/subunit/child.h|what check links to
 bench|libopenblas0|lib/libopenblas.so.0|peer of the benchmarks
 bench|libdnnl2|lib/libdnnl.so.2|peer of the benchmarks
+bench|python3-venv|lib/python3*/ensurepip|further peers of the benchmarks, from PyPI
 format|clang-format-14|clang-format-14|make format, make format-check
 '
 multiarch=$(uname -m)-linux-gnu

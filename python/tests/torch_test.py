@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """quern on PyTorch tensors: eager calls, operators, torch.compile, streams, CUDA graphs, memory.
 
-    Eager, Prepared, Refused    each on the CPU and, where torch has one, on a GPU
+    Eager, Prepared, Refused    each on the CPU, where clang and LLVM are, and on a GPU
     Compiled                    likewise, with inductor where there is a C++ compiler
     Operators                   opcheck and fake implementations
     Streams, Graphs, Memory     on a GPU only
@@ -46,6 +46,7 @@ M, N, K = 48, 80, 96
 SPLIT_K = "bm=64,bn=64,bk=64,warps_m=2,warps_n=2,stages=4,split_k=4,group=1"
 
 on_cuda = unittest.skipUnless(HAS_CUDA, "no GPU that torch can use")
+on_cpu = unittest.skipUnless(quern.doctor()["cpu"]["usable"] == "yes", "no compiler for the CPU")
 
 
 @unittest.skipIf(torch is None, "torch is not installed")
@@ -210,6 +211,7 @@ def bits(tensor: Any) -> Any:
     return tensor.contiguous().view(torch.int16 if tensor.element_size() == 2 else torch.int32)
 
 
+@on_cpu
 class EagerOnCpu(Eager, Case):
     pass
 
@@ -262,6 +264,7 @@ class Prepared:
             self.assertClose(y, product(x, b))
 
 
+@on_cpu
 class PreparedOnCpu(Prepared, Case):
     pass
 
@@ -333,6 +336,7 @@ class Refused:
             quern.copy(self.draw(8).requires_grad_())
 
 
+@on_cpu
 class RefusedOnCpu(Refused, Case):
     pass
 
@@ -458,6 +462,7 @@ class Compiled:
             self.assertClose(compiled(a, b), product(a, b) + 1)
 
 
+@on_cpu
 class CompiledOnCpu(Compiled, Case):
     def test_order_of_imports_does_not_matter(self) -> None:
         program = (
@@ -537,6 +542,7 @@ class Operators:
         self.assertEqual(fake.stride(), real.stride())
 
 
+@on_cpu
 class OperatorsOnCpu(Operators, Case):
     def test_packed_weights_are_traced(self) -> None:
         a, b = self.factors()

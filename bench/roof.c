@@ -1,4 +1,4 @@
-/* The roof: what this machine can do at most, measured.
+/* The roof: what this machine can do at most, measured. A shared object for bench/harness/roof.py.
  *
  *     f32     fused multiply-adds in registers, nothing else      2 flops a lane
  *     bf16    vdpbf16ps in registers (AVX512_BF16)                4 flops a lane
@@ -7,18 +7,19 @@
  *             several prefetch distances are tried), summed so that nothing is left out
  *
  * Kernels are compiled for their instruction set by target attributes and chosen at run time; off
- * x86-64 only the plain vector kernels are there.
+ * x86-64 only the plain vector kernels are there. Rates are flops and bytes a second. With one
+ * thread the clock is that thread's own time, else the wall. One caller at a time.
  */
-#ifndef BENCH_ROOF_H
-#define BENCH_ROOF_H
-
-#include "bench/sampling.h"
+#include <math.h>
 #include <omp.h>
+#include <stdint.h>
+#include <time.h>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <immintrin.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 #endif
 
 #if defined(__clang__)
@@ -27,22 +28,41 @@
 #define UNROLL_ALL _Pragma("GCC unroll 16")
 #endif
 
+#define EXPORT __attribute__((visibility("default")))
+
 enum { ACCUMULATORS = 14 }; /* independent chains: latency 4-5, two units, within 16 registers */
 
 /* How a thread goes through its share of memory: in blocks of `streams` pieces of `span` bytes (0:
  * all of the share at once), the pieces side by side, prefetching `ahead` bytes along each piece
  * and from its end into the next block. */
-struct pattern {
+struct roof_pattern {
     int streams, ahead;
     int64_t span;
 };
 
-struct roof {
-    double f32_gflops[2], bf16_gflops[2], amx_gflops[2]; /* one thread, all threads; 0: not there */
-    double stream_gbps[2];
-    int64_t stream_bytes;   /* footprint */
-    struct pattern pattern; /* the fastest way to read it */
-};
+enum roof_kind { ROOF_F32, ROOF_BF16, ROOF_AMX };
+
+EXPORT double roof_peak(int kind, int threads, double seconds);
+EXPORT uint64_t roof_read(const char *data, int64_t bytes, int threads,
+                          const struct roof_pattern *pattern);
+EXPORT void roof_choose(const char *data, int64_t bytes, struct roof_pattern *pattern);
+
+static double clock_s(clockid_t clock)
+{
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static double now_s(void)
+{
+    return clock_s(CLOCK_MONOTONIC);
+}
+
+static double call_clock_s(int threads)
+{
+    return clock_s(threads == 1 ? CLOCK_THREAD_CPUTIME_ID : CLOCK_MONOTONIC);
+}
 
 /* ---- Multiply-adds in registers ------------------------------------------------------------ */
 
@@ -65,11 +85,11 @@ typedef float peak_function(int64_t rounds);
         return sum[0];                                                                             \
     }
 
-typedef uint64_t stream_function(const char *data, int64_t bytes, struct pattern pattern);
+typedef uint64_t stream_function(const char *data, int64_t bytes, struct roof_pattern pattern);
 
 #define DEFINE_STREAM(name, attribute, width)                                                      \
-    attribute static inline __attribute__((always_inline))                                         \
-    uint64_t name##_n(const char *data, int64_t bytes, const int streams, struct pattern pattern)  \
+    attribute static inline __attribute__((always_inline)) uint64_t name##_n(                      \
+        const char *data, int64_t bytes, const int streams, struct roof_pattern pattern)           \
     {                                                                                              \
         typedef uint64_t vec __attribute__((vector_size(width)));                                  \
         int64_t span = pattern.span ? pattern.span : bytes / streams / 256 * 256;                  \
@@ -92,7 +112,7 @@ typedef uint64_t stream_function(const char *data, int64_t bytes, struct pattern
             sum[0] += sum[i];                                                                      \
         return sum[0][0] + sum[0][1];                                                              \
     }                                                                                              \
-    attribute static uint64_t name(const char *data, int64_t bytes, struct pattern pattern)        \
+    attribute static uint64_t name(const char *data, int64_t bytes, struct roof_pattern pattern)   \
     {                                                                                              \
         if (pattern.streams == 1)                                                                  \
             return name##_n(data, bytes, 1, pattern);                                              \
@@ -227,9 +247,11 @@ static double peak_once_s(struct peak peak, int threads, int64_t rounds)
     return call_clock_s(threads) - begin;
 }
 
-/* GFLOPS, the best of several runs: a peak is what nothing disturbed. */
-static double peak_measure(struct peak peak, int threads, double seconds)
+/* Flops a second of `kind` (enum roof_kind), the best of runs that last `seconds` together: a peak
+ * is what nothing disturbed. 0: this machine has no such instruction. */
+EXPORT double roof_peak(int kind, int threads, double seconds)
 {
+    struct peak peak = kind == ROOF_F32 ? peak_f32() : kind == ROOF_BF16 ? peak_bf16() : peak_amx();
     double best = 0;
     int64_t rounds = 1 << 12;
     if (!peak.run)
@@ -238,7 +260,7 @@ static double peak_measure(struct peak peak, int threads, double seconds)
         rounds *= 2;
     for (double begin = now_s(); best <= 0 || now_s() - begin < seconds;) {
         double once = peak_once_s(peak, threads, rounds);
-        best = fmax(best, peak.flops * (double)rounds * threads / once * 1e-9);
+        best = fmax(best, peak.flops * (double)rounds * threads / once);
     }
     return best;
 }
@@ -256,70 +278,43 @@ static stream_function *stream_kernel(void)
     return stream_base;
 }
 
-/* Read `bytes` with `threads` threads, each a contiguous share. */
-static uint64_t stream_read(const struct roof *roof, const char *data, int64_t bytes, int threads)
+/* Read `bytes` at data (64-byte aligned) with `threads` threads, each a contiguous share; what is
+ * left of a share's 4096 bytes at the end is not read. The sum of what was there. */
+EXPORT uint64_t roof_read(const char *data, int64_t bytes, int threads,
+                          const struct roof_pattern *pattern)
 {
     stream_function *kernel = stream_kernel();
     uint64_t sum = 0;
 #pragma omp parallel num_threads(threads) reduction(+ : sum)
     {
         int64_t share = bytes / omp_get_num_threads() / 4096 * 4096;
-        sum += kernel(data + share * omp_get_thread_num(), share, roof->pattern);
+        sum += kernel(data + share * omp_get_thread_num(), share, *pattern);
     }
     return sum;
 }
 
-static double stream_gbps(const struct roof *roof, const char *data, int64_t bytes, int threads)
+static double read_rate(const char *data, int64_t bytes, const struct roof_pattern *pattern)
 {
-    double begin = call_clock_s(threads);
-    uint64_t sum = stream_read(roof, data, bytes, threads);
+    double begin = call_clock_s(1);
+    uint64_t sum = roof_read(data, bytes, 1, pattern);
     __asm__ volatile("" ::"r"(sum)); /* keep the loads */
-    return (double)bytes / (call_clock_s(threads) - begin) * 1e-9;
+    return (double)bytes / (call_clock_s(1) - begin);
 }
 
-static double stream_measure(const struct roof *roof, const char *data, int64_t bytes, int threads)
-{
-    enum { RUNS = 7 };
-    double rates[RUNS];
-    for (int i = 0; i < RUNS; i++)
-        rates[i] = stream_gbps(roof, data, bytes, threads);
-    return median_of(rates, RUNS);
-}
-
-/* Find the fastest way for a thread to read `bytes` of memory, then measure it with one and all. */
-static void stream_choose(struct roof *roof, const char *data, int64_t bytes, int threads)
+/* The fastest way for one thread to read `bytes` of memory, into *pattern. */
+EXPORT void roof_choose(const char *data, int64_t bytes, struct roof_pattern *pattern)
 {
     static const int ahead[] = { 0, 512, 1024 };
     static const int64_t span[] = { 0, 64 << 10, 256 << 10 };
-    struct roof trial = *roof, best = trial;
-    double best_gbps = 0;
+    double best = 0;
     for (int i = 0; i < 27; i++) {
-        double gbps = 0;
-        trial.pattern = (struct pattern){ 1 << i % 3, ahead[i / 3 % 3], span[i / 9] };
+        struct roof_pattern trial = { 1 << i % 3, ahead[i / 3 % 3], span[i / 9] };
+        double rate = 0;
         for (int r = 0; r < 3; r++)
-            gbps = fmax(gbps, stream_gbps(&trial, data, bytes, 1));
-        if (gbps > best_gbps) {
-            best_gbps = gbps;
-            best = trial;
+            rate = fmax(rate, read_rate(data, bytes, &trial));
+        if (rate > best) {
+            best = rate;
+            *pattern = trial;
         }
     }
-    *roof = best;
-    roof->stream_bytes = bytes;
-    roof->stream_gbps[0] = stream_measure(roof, data, bytes, 1);
-    roof->stream_gbps[1] = stream_measure(roof, data, bytes, threads);
 }
-
-static void roof_measure(struct roof *roof, int threads, int64_t stream_bytes, double seconds)
-{
-    struct peak f32 = peak_f32(), bf16 = peak_bf16(), amx = peak_amx();
-    char *data = big_alloc((size_t)stream_bytes + (64 << 10)); /* prefetches run past the end */
-    fill_random(data, stream_bytes / 4, 0, 1);
-    stream_choose(roof, data, stream_bytes, threads);
-    for (int all = 0; all < 2; all++) {
-        int count = all ? threads : 1;
-        roof->f32_gflops[all] = peak_measure(f32, count, seconds);
-        roof->bf16_gflops[all] = peak_measure(bf16, count, seconds);
-        roof->amx_gflops[all] = peak_measure(amx, count, seconds);
-    }
-}
-#endif

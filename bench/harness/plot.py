@@ -1,0 +1,517 @@
+"""Pictures of a run: the ratio by shape, and the roofline.
+
+    run, the JSON object of `beside.py --json`
+      rows[].entries[].ratio  -------> ratio_plot      a line a shape, a mark a peer
+      rows[].flops, bytes, roof  ----> roofline_plot   flops a byte against TFLOPS, ceilings above
+      both, one above the other  ----> plot            --plot out.png
+
+A run of more than MOST_LINES shapes has a line for every m instead: its shapes as a cloud of faint
+dots, their geometric mean as the mark. Colours are those of Okabe and Ito, and every peer has a
+marker of its own, so neither colour vision nor a colour printer is needed.
+
+Matplotlib is imported when something is drawn, without pyplot: no window, no global state, any
+thread. It measures nothing and adds nothing up that the run does not hold, but for means.
+"""
+from __future__ import annotations
+
+import importlib
+import math
+import textwrap
+from dataclasses import dataclass
+from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+
+from harness.contest import Unavailable
+
+Run = Mapping[str, Any]  # what json.load() gives
+Row = Mapping[str, Any]  # one of run["rows"]
+
+OURS = "quern"
+MOST_LINES = 60
+WIDTH_INCHES = 10.0
+LEGEND_COLUMNS = 2
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SHADE = "#F4F0EC"
+RATIO_TICKS = (
+    (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1, 1.05, 1.1, 1.15, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8),
+    (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1.1, 1.25, 1.5, 1.75, 2, 2.5, 3, 4),
+    (0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5, 7, 10, 15, 20),
+    (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100),
+)
+
+
+class PlotError(Unavailable):
+    """Nothing can be drawn: no matplotlib, no times, a path that is not writable. One line."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A peer on one line of the ratio picture."""
+
+    ratios: Tuple[float, ...]  # one a shape of the line
+    mad: float  # of a single ratio; 0 where there are several
+
+    @property
+    def mean(self) -> float:
+        return geometric_mean(self.ratios)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the ratio picture: a shape, or all shapes of an m."""
+
+    label: str
+    group: str  # lines of another group stand apart
+    marks: Dict[str, Mark]  # by the peer's name
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a contestant is drawn, the same in both pictures."""
+
+    colour: str
+    marker: str
+    is_filled: bool
+
+
+# ---- What a run holds ----------------------------------------------------------------------------
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Geometric mean of positive numbers, at least one."""
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def is_figure(value: Any) -> bool:
+    """Whether `value` can stand on a logarithmic axis."""
+    return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
+
+
+def count_of(number: int, noun: str) -> str:
+    """"1 shape", "2 shapes"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def is_ours(name: str) -> bool:
+    """Whether an entry is one of quern's own: "quern", "quern untuned", "quern prepacked"."""
+    return name.split()[0] == OURS
+
+
+def names_of(run: Run) -> List[str]:
+    """Names of all entries of a run, each once: quern's own first, then in order of appearance."""
+    names = dict.fromkeys(e["name"] for row in run["rows"] for e in row["entries"])
+    return sorted(names, key=lambda name: (not is_ours(name), name != OURS and is_ours(name)))
+
+
+def ratios_of(run: Run, name: str) -> List[float]:
+    """Every ratio that entry `name` has in a run."""
+    entries = (e for row in run["rows"] for e in row["entries"] if e["name"] == name)
+    return [e["ratio"] for e in entries if is_figure(e.get("ratio"))]
+
+
+def has_ratios(run: Run) -> bool:
+    """Whether anybody was compared with."""
+    return any(ratios_of(run, name) for name in names_of(run) if name != OURS)
+
+
+def ceiling_flops(run: Run, dtype: Optional[str]) -> Optional[float]:
+    """Measured flops a second for `dtype`; roof.flops is a number, or one for each dtype."""
+    flops = run.get("roof", {}).get("flops")
+    if isinstance(flops, Mapping):
+        flops = flops.get(dtype)
+    return float(flops) if is_figure(flops) else None
+
+
+def versions_of(run: Run) -> List[str]:
+    """The peers' own words, "OpenBLAS 0.3.21", after the peer's name where they lack it."""
+    peers = run.get("peers", {}).items()
+    return [str(v) if n.lower() in str(v).lower() else f"{n} {v}" for n, v in peers]
+
+
+def dtypes_of(run: Run) -> List[str]:
+    """Dtypes of a run's shapes, each once."""
+    shapes = (row["shape"] for row in run["rows"])
+    return list(dict.fromkeys(str(shape["dtype"]) for shape in shapes if "dtype" in shape))
+
+
+# ---- Lines of the ratio picture ------------------------------------------------------------------
+
+
+def lines_of(run: Run) -> List[Line]:
+    """A line for every shape, small m first; for every m and dtype where the shapes are many."""
+    rows = sorted(run["rows"], key=lambda row: (row["shape"].get("m", 0), row["flops"]))
+    if len(rows) > MOST_LINES:
+        return _lines_by_m(rows)
+    labels = _aligned(rows, columns_of(run))
+    return [_line_of_row(row, label) for row, label in zip(rows, labels[1:])]
+
+
+def _line_of_row(row: Row, label: str) -> Line:
+    entries = [e for e in row["entries"] if e["name"] != OURS and is_figure(e.get("ratio"))]
+    marks = {e["name"]: Mark((e["ratio"],), e.get("ratio_mad") or 0.0) for e in entries}
+    return Line(label, str(row["shape"].get("m", "")), marks)
+
+
+def _lines_by_m(rows: Sequence[Row]) -> List[Line]:
+    found: Dict[Tuple[str, str], List[Row]] = {}
+    for row in rows:
+        key = str(row["shape"].get("m", "all")), str(row["shape"].get("dtype", ""))
+        found.setdefault(key, []).append(row)
+    lines = []
+    for (m, dtype), members in found.items():
+        ratios: Dict[str, List[float]] = {}
+        for row in members:
+            for name, mark in _line_of_row(row, "").marks.items():
+                ratios.setdefault(name, []).extend(mark.ratios)
+        label = f"m={m} {dtype}, {count_of(len(members), 'shape')}"
+        lines.append(Line(label, m, {n: Mark(tuple(r), 0.0) for n, r in ratios.items()}))
+    return lines
+
+
+def columns_of(run: Run) -> List[str]:
+    """Names of the parameters that tell the shapes apart: no dtype and no batch if all have one."""
+    found = dict.fromkeys(key for row in run["rows"] for key in row["shape"] if key != "note")
+    values = {key: {row["shape"].get(key) for row in run["rows"]} for key in found}
+    return [key for key in found if key not in ("dtype", "batch") or len(values[key]) > 1]
+
+
+def _aligned(rows: Sequence[Row], columns: Sequence[str]) -> List[str]:
+    """A heading, then the rows' parameters below each other; for a font of fixed width.
+
+    Where the machine was busy with something else, the row says so.
+    """
+    table = [list(columns)]
+    table += [[str(row["shape"].get(column, "")) for column in columns] for row in rows]
+    if any(row.get("is_busy") for row in rows):
+        table = [[""] + table[0]] + [["BUSY" if row.get("is_busy") else ""] + cells
+                                     for row, cells in zip(rows, table[1:])]
+    widths = [max(map(len, cells)) for cells in zip(*table)]
+    return ["  ".join(w.rjust(width) for w, width in zip(cells, widths)) for cells in table]
+
+
+def heading_of(run: Run) -> str:
+    """What stands above the labels of lines_of(run)."""
+    return "" if len(run["rows"]) > MOST_LINES else _aligned(run["rows"], columns_of(run))[0]
+
+
+# ---- Drawing -------------------------------------------------------------------------------------
+
+
+def _matplotlib(module: str) -> Any:
+    try:
+        return importlib.import_module(f"matplotlib.{module}")
+    except ImportError as error:
+        raise PlotError(f"matplotlib is needed for pictures: {error}; "
+                        "`python3 -m pip install matplotlib`") from None
+
+
+def require() -> None:
+    """Raise PlotError, which says how to get it, where matplotlib cannot be imported."""
+    _matplotlib("figure")
+
+
+def _figure(height_inches: float) -> Any:
+    return _matplotlib("figure").Figure(figsize=(WIDTH_INCHES, height_inches),
+                                        layout="constrained", dpi=150)
+
+
+def _styles(run: Run) -> Dict[str, Style]:
+    """quern is black, its other entries hollow; the peers take the colours in turn."""
+    styles: Dict[str, Style] = {}
+    peers = 0
+    ours = 0
+    for name in names_of(run):
+        if is_ours(name):
+            styles[name] = Style("black", ("*", "o", "s")[min(ours, 2)], ours == 0)
+            ours += 1
+        else:
+            turn = peers % len(COLOURS)
+            styles[name] = Style(COLOURS[turn], MARKERS[turn], peers < len(COLOURS))
+            peers += 1
+    return styles
+
+
+def _face(style: Style) -> str:
+    return style.colour if style.is_filled else "white"
+
+
+def _title_of(run: Run) -> str:
+    return f"{run.get('family', '')} {', '.join(dtypes_of(run))} on {device_name(run)}"
+
+
+def device_name(run: Run) -> str:
+    """The device as the run's machine facts name it, else as it was asked for."""
+    return str(run.get("machine", {}).get("name") or run.get("device", "?"))
+
+
+def caption_of(run: Run) -> str:
+    """One line: date, device, versions of the peers."""
+    return "; ".join([str(run.get("date", "")), device_name(run), *versions_of(run)])
+
+
+def _draw_caption(figure: Any, run: Run) -> None:
+    text = textwrap.fill(caption_of(run), 160)
+    figure.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color="#555555")
+
+
+def _write(figure: Any, path: Any, kind: Optional[str] = None) -> None:
+    try:
+        figure.savefig(path, format=kind)
+    except (OSError, ValueError) as error:
+        raise PlotError(f"{path}: {error}") from error
+
+
+# ---- The ratio by shape --------------------------------------------------------------------------
+
+
+def ratio_height(run: Run) -> float:
+    """Inches that the ratio picture needs."""
+    lines = lines_of(run)
+    peers = max([len(line.marks) for line in lines] or [1])
+    each = max(0.17, 0.045 * peers + (0.16 if len(run["rows"]) > MOST_LINES else 0.04))
+    return 2.2 + each * len(lines)
+
+
+def _draw_ratios(axes: Any, run: Run) -> None:
+    lines = lines_of(run)
+    names = [name for name in names_of(run) if ratios_of(run, name) and name != OURS]
+    styles = _styles(run)
+    _ratio_axis(axes, lines)
+    for turn, name in enumerate(names):
+        shift = (turn - (len(names) - 1) / 2) * min(0.8 / len(names), 0.26)
+        _draw_peer(axes, lines, name, styles[name], shift)
+    axes.annotate(heading_of(run), (0, 1), (-3.5, 4), xycoords="axes fraction", ha="right",
+                  textcoords="offset points", fontsize=7.5, family="monospace", weight="bold")
+    axes.set_title(f"{_title_of(run)}, {count_of(len(run['rows']), 'shape')}", fontsize=11,
+                   loc="left", pad=12 + 13 * math.ceil(len(names) / LEGEND_COLUMNS))
+    axes.legend(*_ratio_legend(run, names, styles), loc="lower left", bbox_to_anchor=(0, 1),
+                ncol=LEGEND_COLUMNS, fontsize=8, frameon=False, borderaxespad=0.3,
+                handletextpad=0.3, columnspacing=1.5)
+    means = "strokes: single shapes, marks: geometric means"
+    axes.set_xlabel("time of the peer / time of quern, logarithmic: right of 1 quern is faster; "
+                    + (means if len(run["rows"]) > MOST_LINES else "bars: MAD"), fontsize=9)
+
+
+def _ratio_legend(run: Run, names: Sequence[str],
+                  styles: Mapping[str, Style]) -> Tuple[List[Any], List[str]]:
+    """A handle and a text for every peer: geometric mean and worst of its ratios."""
+    Line2D = _matplotlib("lines").Line2D
+    handles = []
+    texts = []
+    for name in names:
+        style, ratios = styles[name], ratios_of(run, name)
+        handles.append(Line2D([], [], linestyle="", marker=style.marker, color=style.colour,
+                              markerfacecolor=_face(style), markersize=6))
+        texts.append(f"{name}: mean {geometric_mean(ratios):.2f}, worst {min(ratios):.2f}")
+    return handles, texts
+
+
+def _draw_peer(axes: Any, lines: Sequence[Line], name: str, style: Style, shift: float) -> None:
+    """The marks of one peer on its lines, moved by `shift` of a line so that none hides another."""
+    placed = [(at + shift, line.marks[name]) for at, line in enumerate(lines) if name in line.marks]
+    cloud = [(ratio, at) for at, mark in placed if len(mark.ratios) > 1 for ratio in mark.ratios]
+    if cloud:
+        axes.plot(*zip(*cloud), linestyle="", marker="|", markersize=5, alpha=0.35,
+                  color=style.colour, zorder=2, rasterized=True)
+    means = [mark.mean for _, mark in placed]
+    spreads = [min(mark.mad, 0.95 * mark.mean) for _, mark in placed]
+    axes.errorbar(means, [at for at, _ in placed], xerr=spreads, linestyle="", marker=style.marker,
+                  markersize=4.5 if not cloud else 6.5, color=style.colour, elinewidth=1,
+                  markerfacecolor=_face(style), markeredgewidth=0.8,
+                  markeredgecolor="white" if cloud and style.is_filled else style.colour, zorder=3)
+
+
+def _ratio_axis(axes: Any, lines: Sequence[Line]) -> None:
+    """Logarithmic ratios along x, lines downward, a rule where the group changes."""
+    marks = [mark for line in lines for mark in line.marks.values()]
+    low = min([0.93] + [min(mark.ratios) - min(mark.mad, 0.5 * mark.mean) for mark in marks]) / 1.04
+    high = max([1.07] + [max(mark.ratios) + mark.mad for mark in marks]) * 1.04
+    axes.set_xscale("log")
+    axes.set_xlim(low, high)
+    ticks = _ratio_ticks(low, high)
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_yticks(range(len(lines)), [line.label for line in lines], fontsize=7.5,
+                    family="monospace")
+    axes.set_ylim(len(lines) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", labelsize=9)
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.axvspan(low, 1, color=SHADE, zorder=0)
+    axes.axvline(1, color="black", linewidth=1.1, zorder=1)
+    for at in range(1, len(lines)):
+        is_new = lines[at].group != lines[at - 1].group
+        axes.axhline(at - 0.5, color="#999999" if is_new else "#E4E4E4", linewidth=0.5, zorder=1)
+
+
+def _ratio_ticks(low: float, high: float) -> List[float]:
+    """The finest list of ticks that still leaves room for their labels."""
+    room = 14
+    for ticks in RATIO_TICKS:
+        inside = [tick for tick in ticks if low <= tick <= high]
+        if len(inside) <= room and ticks[0] <= low * 1.6 and high <= ticks[-1] * 1.6:
+            return inside
+    return _decade_ticks(low, high)
+
+
+# ---- The roofline --------------------------------------------------------------------------------
+
+
+def _tera(row: Row, entry: Mapping[str, Any]) -> float:
+    return row["flops"] / entry["us"] * 1e-6
+
+
+def _draw_roofline(axes: Any, run: Run) -> None:
+    styles = _styles(run)
+    names = names_of(run)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    levels = _ceilings(run)
+    _set_limits(axes, run, levels)
+    for turn, name in reversed(list(enumerate(names))):
+        _draw_spots(axes, run, name, styles[name], 1 + 0.015 * (turn - len(names) / 2))
+    axes.grid(color="#DDDDDD", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for axis in (axes.xaxis, axes.yaxis):
+        ticks = _decade_ticks(*axis.get_view_interval())
+        axis.set_ticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_ticks([], minor=True)
+    axes.tick_params(labelsize=9)
+    axes.set_xlabel("flops a byte that must be moved, logarithmic", fontsize=9)
+    axes.set_ylabel("TFLOPS, logarithmic", fontsize=9)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], labels[::-1], loc="lower right", fontsize=8)
+    axes.set_title(f"{_title_of(run)}: roofline", fontsize=11, loc="left")
+    _draw_ceilings(axes, run, levels)
+
+
+def _decade_ticks(low: float, high: float) -> List[float]:
+    """Powers of ten; twice and five times those, too, where few would be left."""
+    exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    steps = (1, 2, 5) if high < 1000 * low else (1,)
+    ticks = [step * 10.0 ** exponent for exponent in exponents for step in steps]
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+def _draw_spots(axes: Any, run: Run, name: str, style: Style, shift: float) -> None:
+    """One contestant's shapes, moved sideways by the factor `shift` unless it is quern."""
+    is_first, are_many = name == OURS, len(run["rows"]) > MOST_LINES
+    found = [(row["flops"] / row["bytes"] * (1 if is_first else shift), _tera(row, entry))
+             for row in run["rows"] for entry in row["entries"]
+             if entry["name"] == name and is_figure(entry.get("us"))]
+    if found:
+        size = (9 if is_first else 5) * (0.6 if are_many else 1)
+        edge = "white" if style.is_filled and not are_many else style.colour
+        axes.plot(*zip(*found), linestyle="", marker=style.marker, color=style.colour, label=name,
+                  markerfacecolor=_face(style), markersize=size, markeredgecolor=edge,
+                  markeredgewidth=0.5, alpha=0.5 if are_many else 0.9, zorder=4 if is_first else 3,
+                  rasterized=are_many)
+
+
+def _ceilings(run: Run) -> List[Tuple[float, str]]:
+    """Flops a second and dtypes of each ceiling that was measured, the highest first."""
+    found: Dict[float, List[str]] = {}
+    for dtype in dtypes_of(run) or [""]:
+        flops = ceiling_flops(run, dtype)
+        if flops is not None:
+            found.setdefault(flops, []).append(dtype)
+    return [(flops, ", ".join(found[flops])) for flops in sorted(found, reverse=True)]
+
+
+def _memory_speed(run: Run) -> Optional[float]:
+    speed = run.get("roof", {}).get("bytes_per_s")
+    return float(speed) if is_figure(speed) else None
+
+
+def _set_limits(axes: Any, run: Run, levels: Sequence[Tuple[float, str]]) -> None:
+    """Room for every figure, the whole of each ridge and some of what is right of it."""
+    spots = [(row["flops"] / row["bytes"], _tera(row, entry)) for row in run["rows"]
+             for entry in row["entries"] if is_figure(entry.get("us"))]
+    speed = _memory_speed(run)
+    ridges = [flops / speed for flops, _ in levels] if speed else []
+    xs, ys = zip(*spots)
+    axes.set_xlim(min([*xs, *ridges]) / 1.7, max([*xs, *(4 * ridge for ridge in ridges)]) * 1.5)
+    axes.set_ylim(min(ys) / 1.8, max([*ys, *(flops * 1e-12 for flops, _ in levels)]) * 2)
+
+
+def _draw_ceilings(axes: Any, run: Run, levels: Sequence[Tuple[float, str]]) -> None:
+    """The slope of the memory and a level for each dtype; last of all, for it asks the layout."""
+    left, right = axes.get_xlim()
+    speed = _memory_speed(run)
+    box = {"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8}
+    for turn, (flops, dtypes) in enumerate(levels):
+        start = flops / speed if speed else left
+        axes.plot([start, right], [flops * 1e-12] * 2, color="black", linewidth=1.3, zorder=2)
+        has_room = turn == 0 or levels[turn - 1][0] > 1.4 * flops
+        axes.annotate(f"{dtypes} {flops * 1e-12:.3g} TFLOPS, measured".strip(),
+                      (right, flops * 1e-12), (-4, 4 if has_room else -4), ha="right",
+                      va="bottom" if has_room else "top", textcoords="offset points", fontsize=8,
+                      zorder=5, bbox=box)
+    if speed:
+        _draw_slope(axes, speed, max([flops / speed for flops, _ in levels] or [right]))
+
+
+def _draw_slope(axes: Any, speed: float, end: float) -> None:
+    """The ceiling of the memory up to intensity `end`, its name along the line."""
+    start = max(axes.get_xlim()[0], axes.get_ylim()[0] * 1e12 / speed)
+    ends = [(x, x * speed * 1e-12) for x in (start, end)]
+    axes.plot(*zip(*ends), color="black", linewidth=1.3, zorder=2)
+    amount = f"{speed * 1e-12:.3g} TB/s" if speed >= 1e12 else f"{speed * 1e-9:.3g} GB/s"
+    middle = math.sqrt(start * end)
+    name = axes.annotate(f"memory {amount}, measured", (middle, middle * speed * 1e-12), (-3, 3),
+                         ha="center", va="bottom", rotation_mode="anchor", fontsize=8,
+                         textcoords="offset points")
+    axes.figure.draw_without_rendering()
+    (x0, y0), (x1, y1) = axes.transData.transform(ends)
+    name.set_rotation(math.degrees(math.atan2(y1 - y0, x1 - x0)))
+
+
+# ---- What others call ----------------------------------------------------------------------------
+
+
+def _check(run: Run) -> None:
+    entries = [entry for row in run.get("rows", []) for entry in row["entries"]]
+    if not any(is_figure(entry.get("us")) for entry in entries):
+        raise PlotError("run has no times: nothing to draw")
+
+
+def ratio_plot(run: Run, path: Any, kind: Optional[str] = None) -> None:
+    """Write the ratio by shape to `path`, a file's name or a binary stream.
+
+    `kind`: "png", "svg", "pdf"; by the name's ending where it is None. Raises PlotError.
+    """
+    _check(run)
+    if not has_ratios(run):
+        raise PlotError("run has no ratios: nobody but quern took part")
+    figure = _figure(ratio_height(run))
+    _draw_caption(figure, run)
+    _draw_ratios(figure.add_subplot(), run)
+    _write(figure, path, kind)
+
+
+def roofline_plot(run: Run, path: Any, kind: Optional[str] = None) -> None:
+    """Write the roofline to `path`, as ratio_plot() does. Raises PlotError."""
+    _check(run)
+    figure = _figure(6.3)
+    _draw_caption(figure, run)
+    _draw_roofline(figure.add_subplot(), run)
+    _write(figure, path, kind)
+
+
+def plot(run: Run, path: Any, kind: Optional[str] = None) -> None:
+    """Write both pictures, one above the other, to `path`, as ratio_plot() does.
+
+    Of a run without any ratio, where nobody but quern took part, the roofline alone.
+    """
+    if not has_ratios(run):
+        roofline_plot(run, path, kind)
+        return
+    _check(run)
+    heights = ratio_height(run), 6.0
+    figure = _figure(sum(heights))
+    _draw_caption(figure, run)
+    above, below = figure.subplots(2, 1, gridspec_kw={"height_ratios": heights})
+    _draw_ratios(above, run)
+    _draw_roofline(below, run)
+    _write(figure, path, kind)

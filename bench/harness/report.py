@@ -1,0 +1,161 @@
+"""What a run says: the head, a line a shape while it goes on, the table, the means; the JSON.
+
+All of it is made from the run's JSON object (docs in rows.py and figures.py), so that a saved run
+prints the same. Texts only; pictures are plot.py's and page.py's.
+"""
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, TextIO
+
+Run = dict[str, Any]
+
+
+# ---- Head and progress ------------------------------------------------------------------------
+
+
+def head(run: Run) -> list[str]:
+    """Device, versions, roof."""
+    machine = run["machine"]
+    device = [run["device"], machine.get("name"), machine.get("device")]
+    facts = {"date": run["date"], "device": ", ".join(text for text in device if text)}
+    for name, text in {**machine, **run["peers"]}.items():
+        facts.setdefault(name, text)
+    facts.pop("name", None)
+    lines = [f"{name:<18} {value}" for name, value in facts.items()]
+    lines += [f"peer {name} skipped: {why}" for name, why in run["skipped"].items()]
+    return lines + roof_lines(run["roof"])
+
+
+def roof_lines(roof: dict[str, Any]) -> list[str]:
+    """The ceilings, or why there are none."""
+    if not roof.get("flops"):
+        return [f"{'roof':<18} {roof.get('how', 'not measured')}"]
+    flops = ", ".join(f"{kind} {rate * 1e-12:.3g}" for kind, rate in roof["flops"].items())
+    return [f"{'roof':<18} {flops} TFLOPS, {roof['bytes_per_s'] * 1e-9:.4g} GB/s",
+            f"{'':<18} {roof['how']}"]
+
+
+def progress(row: dict[str, Any]) -> list[str]:
+    """A shape that is done: everyone's time and ratio, and who was left out."""
+    said = [f"{entry['name']} {entry['us']:.1f} us" + (
+        f" (x{entry['ratio']:.3f})" if entry["ratio"] and entry["role"] != "ours" else "")
+        for entry in row["entries"]]
+    busy = [f"    others had {row['noise']:.0%} of the machine: BUSY, distrust this shape"]
+    lines = [f"    {', '.join(said) or 'nobody is left'}"]
+    lines += [f"    left out: {line}" for line in row["left_out"]]
+    return lines + busy if row["is_busy"] else lines
+
+
+def details(row: dict[str, Any]) -> list[str]:
+    """What each contestant chose, and how right it was."""
+    return [f"    {entry['name']}: {entry['detail'] or '-'}; error {entry['rel_err']:.1e}"
+            for entry in row["entries"]]
+
+
+# ---- Table ------------------------------------------------------------------------------------
+
+
+def table(run: Run) -> list[str]:
+    """One line a shape, columns aligned; a column for every peer that entered anything."""
+    columns = {entry["name"]: entry["role"] for row in run["rows"] for entry in row["entries"]
+               if entry["name"] != "quern"}
+    columns = dict(sorted(columns.items(), key=lambda item: item[1] == "untuned"))
+    heads = [f"{name} us, ratio, of roof" if role == "peer" else f"{name} us"
+             for name, role in columns.items()]
+    clocks = ["SM MHz"] if any(row["clocks"].get("sm_mhz") for row in run["rows"]) else []
+    cells = [["shape", "quern us", "TFLOPS", "GB/s", "of roof", *heads, *clocks, "config"]]
+    for row in run["rows"]:
+        entries = {entry["name"]: entry for entry in row["entries"]}
+        others = [other_cell(entries.get(name)) for name in columns]
+        cells.append([row["label"] + (" BUSY" if row["is_busy"] else ""),
+                      *our_cells(row, entries.get("quern")), *others,
+                      *[str(row["clocks"].get("sm_mhz", "-")) for _ in clocks],
+                      config_cell(entries)])
+    return aligned(cells)
+
+
+def our_cells(row: dict[str, Any], entry: dict[str, Any] | None) -> list[str]:
+    """Time, rates, share of the roof."""
+    if not entry:
+        return ["-"] * 4
+    seconds = entry["us"] * 1e-6
+    return [f"{entry['us']:.1f} +-{100 * entry['mad_us'] / entry['us']:.1f}%",
+            f"{row['flops'] / seconds * 1e-12:.3g}", f"{row['bytes'] / seconds * 1e-9:.4g}",
+            share(entry["of_roof"])]
+
+
+def other_cell(entry: dict[str, Any] | None) -> str:
+    """A peer's time, ratio and share; of ours the time alone."""
+    if not entry:
+        return "-"
+    if entry["role"] != "peer":
+        return f"{entry['us']:.1f}"
+    if entry["ratio"] is None:
+        return f"{entry['us']:.1f}, -, {share(entry['of_roof'])}"
+    return (f"{entry['us']:.1f}, {entry['ratio']:.3f} +-{entry['ratio_mad']:.3f}, "
+            f"{share(entry['of_roof'])}")
+
+
+def config_cell(entries: dict[str, dict[str, Any]]) -> str:
+    """What ours chose."""
+    return entries["quern"]["detail"] if "quern" in entries else "-"
+
+
+def share(value: float | None) -> str:
+    """Two digits, "-" where it is not known."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def aligned(cells: list[list[str]]) -> list[str]:
+    """The lines of a table; the first and the last column to the left."""
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = []
+    for line in cells:
+        padded = [cell.ljust(width) if place in (0, len(widths) - 1) else cell.rjust(width)
+                  for place, (cell, width) in enumerate(zip(line, widths))]
+        lines.append(f"| {' | '.join(padded)} |")
+    return [lines[0], f"|{'|'.join('-' * (width + 2) for width in widths)}|", *lines[1:]]
+
+
+def means(run: Run) -> list[str]:
+    """Geometric mean and worst of each peer; what tuning gained."""
+    cells = [["peer over quern", "shapes", "count", "geomean", "worst", "at"]]
+    for mean in run["means"]:
+        cells.append([mean["peer"], mean["group"], str(mean["count"]), f"{mean['geomean']:.3f}",
+                      f"{mean['worst']:.3f}", mean["worst_label"]])
+    lines = aligned(cells) if run["means"] else ["no peer was compared with"]
+    gain = run.get("tuning")
+    if gain:
+        lines.append(f"untuned over tuned: geomean {gain['geomean']:.3f}, most {gain['worst']:.3f} "
+                     f"at {gain['worst_label']}; the longest tuning {gain['longest_s']:.1f} s")
+    busy = [row["label"] for row in run["rows"] if row["is_busy"]]
+    if busy:
+        lines.append(f"BUSY, so that they say little: {len(busy)} of {len(run['rows'])} shapes")
+    return lines + ["A ratio is a peer's time over quern's: above 1, quern is faster."]
+
+
+# ---- JSON -------------------------------------------------------------------------------------
+
+
+def without_nan(value: Any) -> Any:
+    """The same with null for what JSON cannot say."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: without_nan(inside) for key, inside in value.items()}
+    return [without_nan(inside) for inside in value] if isinstance(value, list) else value
+
+
+def write(run: Run, path: str, stdout: TextIO) -> None:
+    """The object to a file, replaced whole, or to `stdout` where path is "-"."""
+    text = json.dumps(without_nan(run), indent=1) + "\n"
+    if path == "-":
+        stdout.write(text)
+        return
+    beside = Path(f"{path}.new")
+    beside.write_text(text, encoding="utf-8")
+    os.replace(beside, path)

@@ -1,0 +1,80 @@
+"""A case's outcome as one row of the run's JSON object.
+
+    {"shape": params, "label", "groups", "sets", "flops", "bytes", "roof_us", "rounds", "dropped",
+     "noise", "is_busy", "clocks", "left_out", "tune_s",
+     "entries": [{"name", "role", "detail", "us", "mad_us", "of_roof", "against", "ratio",
+                  "ratio_mad", "rel_err"}]}
+
+Ours comes first. A ratio is the entry's time over that of `against`, round by round: one of ours,
+the prepacked one for entries that are prepacked.
+
+roof_us, the greater of flops and bytes over what the machine was measured to do, and of_roof are
+put in by against_roof(), since the roof may rise while a run goes on; null where it is not known.
+Where a reader played, its rate in these very rounds stands for the memory's.
+"""
+from __future__ import annotations
+
+from typing import Any
+
+from harness.contest import QUIET, Case, Outcome, Player
+from harness.figures import mad, median, ratios
+
+Row = dict[str, Any]
+
+
+def of_case(case: Case, outcome: Outcome, groups: list[str]) -> Row:
+    """The row, its clocks and tune_s still to be filled in; no entries where nobody was left."""
+    readers = [player for player in outcome.players if player.contestant.role == "reader"]
+    players = [player for player in outcome.players if player not in readers]
+    noise = median(outcome.noise) if outcome.noise else 0.0
+    return {
+        "shape": case.params, "label": case.label, "groups": groups, "sets": len(case.sets),
+        "flops": case.flops, "bytes": case.bytes,
+        "roof_us": None, "read_bytes_per_s": read_rate(case, readers),
+        "entries": [entry(player, base_of(player, players)) for player in players],
+        "rounds": len(outcome.noise), "dropped": outcome.dropped, "noise": noise,
+        "is_busy": noise > QUIET, "left_out": outcome.left_out, "clocks": {}, "tune_s": 0.0,
+    }
+
+
+def read_rate(case: Case, readers: list[Player]) -> float | None:
+    """Bytes a second of the reader, which reads every b once a call."""
+    for reader in readers:
+        if reader.seconds:
+            return float(case.sets[0].b.nbytes / median(reader.seconds))
+    return None
+
+
+def against_roof(row: Row, roof: dict[str, Any]) -> None:
+    """Put in what the shape takes at the machine's limits, and everyone's share of them."""
+    flops_per_s = roof.get("flops", {}).get(row["shape"].get("dtype"))
+    bytes_per_s = row["read_bytes_per_s"] or roof.get("bytes_per_s")
+    if flops_per_s and bytes_per_s:
+        row["roof_us"] = max(row["flops"] / flops_per_s, row["bytes"] / bytes_per_s) * 1e6
+        for each in row["entries"]:
+            each["of_roof"] = row["roof_us"] / each["us"]
+
+
+def base_of(player: Player, players: list[Player]) -> Player | None:
+    """Whom of ours an entry is compared with."""
+    ours = [other for other in players if other.contestant.role == "ours"]
+    wants_packed = "prepacked" in player.contestant.name and player.contestant.role == "peer"
+    for other in ours:
+        if ("prepacked" in other.contestant.name) == wants_packed:
+            return other
+    return ours[0] if ours else None
+
+
+def entry(player: Player, base: Player | None) -> Row:
+    """One contestant's figures."""
+    seconds = median(player.seconds)
+    by_round = ratios(player.seconds, base.seconds) if base else []
+    return {
+        "name": player.contestant.name, "role": player.contestant.role,
+        "detail": player.contestant.detail,
+        "us": seconds * 1e6, "mad_us": mad(player.seconds) * 1e6,
+        "of_roof": None,
+        "against": base.contestant.name if base else None,
+        "ratio": median(by_round) if base else None,
+        "ratio_mad": mad(by_round) if base else None, "rel_err": player.error,
+    }

@@ -1,0 +1,443 @@
+"""What a process pays before and around its products: first calls, tuning, warm calls, memory.
+
+    start_child.py   a new process: a context, one product                empty or warm cache
+    call_child.py    a new process: dispatch, launch, from C and Python   one table of warm calls
+          |
+          v
+    measure()  -->  {"rows": [...], "details": [...], ...}  -->  table()   "starts" of a run's JSON
+
+What each kind of start does and finds in its cache (`folder` is a temporary one, removed after):
+
+    untuned   cold: empty               warm: what the last cold one left    the heuristic's config
+    tuned     cold: empty, tunes first  warm: what the last cold one left    the tuned config
+    triton fixed, triton autotuned      likewise, in TRITON_CACHE_DIR, which holds Triton's results
+                                        of autotuning, too; fixed is the config that it chose
+
+Every figure is the median over several processes, as many as SECONDS_A_KIND allows, at least one.
+A start whose page cache is cold is made before the first that counts. A kind that fails leaves a
+line in "failed" and its cells empty. Every output is checked, by the child.
+"""
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Dict, List, Optional, Tuple
+
+from harness import clock_cpu
+from harness.contest import Say, Unavailable
+from harness.figures import mad, median
+from harness.roof import shared_object
+
+Job = Dict[str, Any]  # what a child is asked for
+Figures = Dict[str, Any]  # what it says
+Shape = Tuple[int, int, int, str]
+
+HERE = Path(__file__).resolve().parent
+PROCESSES = {"cpu": 7, "cuda": 3}
+SECONDS_A_KIND = 15.0
+CHILD_LIMIT_S = 240.0
+TUNE_S = {"cpu": 4.0, "cuda": 5.0}
+SHAPES: Dict[str, Tuple[Shape, ...]] = {
+    "cpu": ((64, 256, 256, "f32"), (64, 256, 256, "bf16"), (1, 256, 256, "f32")),
+    "cuda": ((512, 4096, 4096, "bf16"),),
+}
+PEERS = {"cpu": "torch", "cuda": "triton, torch"}  # whose figures the second column has
+KEPT = ("QUERN_CLANG", "QUERN_NVRTC")  # of the QUERN_* that a user may have set
+
+
+@dataclass
+class Row:
+    """One line of the table; None: not measured."""
+
+    name: str
+    unit: str
+    quern: Optional[float] = None
+    quern_mad: Optional[float] = None
+    peer: Optional[float] = None
+    peer_mad: Optional[float] = None
+
+
+@dataclass
+class Start:
+    """The processes of one kind, all with the same job."""
+
+    name: str  # "quern untuned cold"
+    job: Job
+    is_cold: bool
+    figures: List[Figures] = field(default_factory=list)
+
+    def median(self, name: str) -> Optional[float]:
+        return median(x[name] for x in self.figures) if self.figures else None
+
+    def mad(self, name: str) -> Optional[float]:
+        return mad([x[name] for x in self.figures]) if self.figures else None
+
+    def detail(self) -> Dict[str, Any]:
+        """For the JSON: what was asked for, every process's figures."""
+        shape = {key: self.job[key] for key in ("m", "n", "k", "dtype")}
+        return {"name": self.name, "shape": shape, "processes": self.figures}
+
+
+# ---- Processes --------------------------------------------------------------------------------
+
+
+class ChildFailed(Exception):
+    """A child's last line, or that it took too long."""
+
+
+class Children:
+    """Starts processes in a temporary folder of caches, with an environment of their own."""
+
+    def __init__(self, device: str, threads: int, folder: Path) -> None:
+        import quern
+
+        self.device = device
+        self.folder = folder
+        self.library = Path(str(quern.library_path())).resolve()
+        kept = {key: value for key, value in os.environ.items()
+                if not key.startswith("QUERN_") or key in KEPT}
+        paths = [str(HERE.parent), str(Path(quern.__file__).resolve().parents[1])]
+        self.environment = {
+            **kept,
+            "PYTHONPATH": os.pathsep.join(paths + [x for x in [kept.get("PYTHONPATH")] if x]),
+            "QUERN_LIBRARY": str(self.library),
+            "OMP_NUM_THREADS": str(threads),
+        }
+
+    def caches(self, name: str) -> dict[str, str]:
+        """Where a child keeps what it compiles; CUDA_CACHE_PATH is the driver's own."""
+        place = self.folder / name.replace(" ", "_")
+        return {"QUERN_CACHE": str(place / "quern.db"), "TRITON_CACHE_DIR": str(place / "triton"),
+                "TRITON_CACHE_AUTOTUNING": "1", "CUDA_CACHE_PATH": str(place / "driver")}
+
+    def empty(self, name: str) -> None:
+        """Remove what an earlier child of this name left, make the folder."""
+        place = self.folder / name.replace(" ", "_")
+        if place.exists():
+            shutil.rmtree(place)
+        place.mkdir(parents=True)
+
+    def run(self, script: str, cache: str, job: Job, **more: str) -> Figures:
+        """The child's figures; to those with an end, `outer_s` from exec to it and the processor
+        time, of its compilers too, are added."""
+        environment = {**self.environment, **self.caches(cache), **more}
+        command = [sys.executable, str(HERE / script), json.dumps(job)]
+        begin, used = time.monotonic(), children_cpu_s()
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True,
+                                  timeout=CHILD_LIMIT_S, check=False)
+        except subprocess.TimeoutExpired:
+            raise ChildFailed(f"took more than {CHILD_LIMIT_S:.0f} s") from None
+        if done.returncode:
+            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            raise ChildFailed(lines[-1])
+        figures: Figures = json.loads(done.stdout.splitlines()[-1])
+        if "end_s" in figures:
+            figures.update(outer_s=figures.pop("end_s") - begin, cpu_s=children_cpu_s() - used)
+        return figures
+
+
+def children_cpu_s() -> float:
+    """Processor time of all children that have ended, and of theirs."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def run_starts(children: Children, start: Start, cache: str, count: int, say: Say) -> str:
+    """Fill start.figures; returns why there are none, or ""."""
+    begin = time.monotonic()
+    try:
+        while len(start.figures) < count:
+            if start.is_cold:
+                children.empty(cache)
+            job = {**start.job, "cache": children.caches(cache)["QUERN_CACHE"]}
+            start.figures.append(children.run("start_child.py", cache, job))
+            if time.monotonic() - begin > SECONDS_A_KIND:
+                break
+    except ChildFailed as error:
+        start.figures.clear()
+        return f"{start.name}: {error}"
+    inner, outer = start.median("inner_s"), start.median("outer_s")
+    if inner is not None and outer is not None:
+        say(f"    {start.name}: {inner * 1e3:.1f} ms, from exec {outer * 1e3:.0f} ms "
+            f"({len(start.figures)} processes)")
+    return ""
+
+
+# ---- First calls ------------------------------------------------------------------------------
+
+
+class Measurement:
+    """Everything that measure() collects."""
+
+    def __init__(self, children: Children, say: Say, tune_s: float) -> None:
+        self.children = children
+        self.say = say
+        self.tune_s = tune_s
+        self.kind = children.device.partition(":")[0]
+        self.starts: list[Start] = []
+        self.rows: list[Row] = []
+        self.failed: list[str] = []
+
+    def job(self, what: str, shape: Shape, **more: Any) -> Job:
+        m, n, k, dtype = shape
+        return {"what": what, "device": self.children.device, "m": m, "n": n, "k": k,
+                "dtype": dtype, "tune_s": 0, "config": "", **more}
+
+    def pair(self, name: str, job: Job) -> tuple[Start, Start]:
+        """Cold starts of this job, then warm ones with what the last cold one left: a warm one
+        tunes nothing."""
+        cold = Start(name + " cold", job, True)
+        warm = Start(name + " warm", {**job, "tune_s": 0}, False)
+        for start in (cold, warm):
+            why = run_starts(self.children, start, name, PROCESSES[self.kind], self.say)
+            self.starts.append(start)
+            if why:
+                self.failed.append(why)
+                break
+        return cold, warm
+
+    def warm_page_cache(self, job: Job) -> bool:
+        """What a process reads from disk is then in memory; it is not counted. Whether it ran."""
+        self.children.empty("first")
+        cache = self.children.caches("first")["QUERN_CACHE"]
+        try:
+            self.children.run("start_child.py", "first", {**job, "cache": cache})
+        except ChildFailed as error:
+            self.failed.append(str(error))
+            return False
+        return True
+
+
+def worst(starts: list[Start]) -> Optional[Start]:
+    """The slowest by its inner clock: the figures are those of the slowest shape."""
+    done = [x for x in starts if x.figures]
+    return max(done, key=lambda x: x.median("inner_s") or 0.0) if done else None
+
+
+def first_call_rows(name: str, ours: Optional[Start], peer: Optional[Start]) -> list[Row]:
+    """Both clocks of one kind of start."""
+    rows = []
+    for title, key in ((name, "inner_s"), ("  the same from exec", "outer_s")):
+        row = Row(title, "ms")
+        if ours:
+            row.quern, row.quern_mad = scaled(ours, key)
+        if peer and peer.figures:
+            row.peer, row.peer_mad = scaled(peer, key)
+        rows.append(row)
+    return rows
+
+
+def scaled(start: Start, key: str) -> tuple[Optional[float], Optional[float]]:
+    """Median and MAD in milliseconds."""
+    middle, spread = start.median(key), start.mad(key)
+    return (None, None) if middle is None or spread is None else (middle * 1e3, spread * 1e3)
+
+
+def expect(run: Measurement, start: Start, name: str, wanted: Any) -> None:
+    """A start that did not do what it stands for is said."""
+    others = [x[name] for x in start.figures if x[name] != wanted]
+    if others:
+        run.failed.append(f"{start.name}: {name} was {others[0]}, not {wanted}, "
+                          f"in {len(others)} of {len(start.figures)}")
+
+
+def quern_starts(run: Measurement) -> dict[str, Optional[Start]]:
+    """Untuned for every shape, tuned for the first one."""
+    shapes = SHAPES[run.kind]
+    if not run.warm_page_cache(run.job("quern", shapes[0])):
+        return {}
+    colds, warms = [], []
+    for shape in shapes:
+        label = " ".join(str(x) for x in shape)
+        cold, warm = run.pair(f"quern untuned {label}", run.job("quern", shape))
+        colds.append(cold)
+        warms.append(warm)
+    tuned_cold, tuned_warm = run.pair("quern tuned", run.job("quern", shapes[0],
+                                                             tune_s=run.tune_s))
+    for start in colds:
+        expect(run, start, "artifact", "compiled")
+    for start in [*warms, tuned_warm]:
+        expect(run, start, "artifact", "disk")
+    expect(run, tuned_warm, "config_from", "tuned")
+    return {"cold": worst(colds), "warm": worst(warms),
+            "tuned cold": worst([tuned_cold]), "tuned warm": worst([tuned_warm])}
+
+
+def triton_starts(run: Measurement) -> dict[str, Optional[Start]]:
+    """Autotuned, then in the config that this chose."""
+    shape = SHAPES["cuda"][0]
+    if not run.warm_page_cache(run.job("triton", shape, config="any")):
+        return {}
+    tuned_cold, tuned_warm = run.pair("triton autotuned", run.job("triton", shape))
+    expect(run, tuned_warm, "tuning_s", 0.0)  # what was chosen came from disk
+    config = tuned_cold.figures[-1]["config"] if tuned_cold.figures else "any"
+    cold, warm = run.pair("triton fixed", run.job("triton", shape, config=config))
+    return {"cold": worst([cold]), "warm": worst([warm]),
+            "tuned cold": worst([tuned_cold]), "tuned warm": worst([tuned_warm])}
+
+
+def tuning_rows(ours: Optional[Start], peer: Optional[Start]) -> list[Row]:
+    rows = [Row("tuning", "s"), Row("  candidates", "")]
+    for row, key in zip(rows, ("tuning_s", "candidates")):
+        if ours:
+            row.quern, row.quern_mad = ours.median(key), ours.mad(key)
+        if peer:
+            row.peer, row.peer_mad = peer.median(key), peer.mad(key)
+    return rows
+
+
+def measure_first_calls(run: Measurement) -> Optional[Start]:
+    """Rows of first calls and tuning; returns quern's warm untuned start."""
+    ours = quern_starts(run)
+    peer = triton_starts(run) if run.kind == "cuda" else {}
+    for name, key in (("first call, empty cache, one config", "cold"),
+                      ("first call, warm cache, one config", "warm"),
+                      ("first call, empty cache, tuning first", "tuned cold"),
+                      ("first call, warm cache, tuned", "tuned warm")):
+        run.rows += first_call_rows(name, ours.get(key), peer.get(key))
+    run.rows += tuning_rows(ours.get("tuned cold"), peer.get("tuned cold"))
+    return ours.get("warm")
+
+
+# ---- Memory and size --------------------------------------------------------------------------
+
+
+def make_empty_object(folder: Path) -> Optional[Path]:
+    """An object with empty(), which does nothing, by the compiler that is there; None: none is."""
+    path = folder / "empty.o"
+    for compiler in (os.environ.get("QUERN_CLANG"), "clang-19", "clang", "cc"):
+        if not compiler:
+            continue
+        try:
+            done = subprocess.run([compiler, "-O1", "-x", "c", "-c", "-", "-o", str(path)],
+                                  input="void empty(void);\nvoid empty(void)\n{\n}\n", text=True,
+                                  capture_output=True, check=False)
+        except OSError:
+            continue
+        if not done.returncode:
+            return path
+    return None
+
+
+def measure_memory(run: Measurement, warm: Optional[Start]) -> None:
+    """Resident memory of a warm process less that of one without quern's library, and less that
+    of one that only links an empty object with LLVM. On the CPU, where LLVM is loaded."""
+    if run.kind != "cpu" or not warm:
+        return
+    found = make_empty_object(run.children.folder)
+    kb = {"warm": warm.median("rss_kb")}
+    for what in ("bare", "context", "llvm") if found else ("bare", "context"):
+        start = Start(what, {**warm.job, "what": what, "object": str(found)}, False)
+        why = run_starts(run.children, start, "quern tuned", 3, lambda line: None)
+        kb[what] = start.median("rss_kb")
+        run.starts.append(start)
+        if why:
+            run.failed.append(why)
+    for name, what, base in (("resident, warm, beyond LLVM alone", "warm", "llvm"),
+                             ("resident, warm, beyond Python", "warm", "bare"),
+                             ("resident, a context only, beyond Python", "context", "bare")):
+        more, less = kb.get(what), kb.get(base)
+        row = Row(name, "MB")
+        if more is not None and less is not None:
+            row.quern = (more - less) * 1.024e-3
+        run.rows.append(row)
+
+
+def stripped_bytes(library: Path, folder: Path) -> Optional[int]:
+    """Size of the library without symbols; None where there is no strip."""
+    path = folder / "stripped.so"
+    try:
+        done = subprocess.run(["strip", "-o", str(path), str(library)], capture_output=True,
+                              check=False)
+    except OSError:
+        return None
+    return path.stat().st_size if not done.returncode else None
+
+
+# ---- Warm calls -------------------------------------------------------------------------------
+
+
+def measure_calls(run: Measurement) -> Figures:
+    """Rows in nanoseconds a call; returns the child's figures."""
+    run.children.empty("calls")
+    try:
+        found = shared_object("call_cost.so", str(run.children.library))
+        figures = run.children.run("call_child.py", "calls",
+                                   {"device": run.children.device, "library": str(found)},
+                                   OMP_NUM_THREADS="1")
+    except (ChildFailed, Unavailable) as error:
+        run.failed.append(str(error))
+        return {}
+    for x in figures["rows"]:
+        row = Row(x["name"], "ns")
+        if x["side"] == "quern":
+            row.quern, row.quern_mad = x["ns"], x["mad_ns"]
+        else:
+            row.peer, row.peer_mad = x["ns"], x["mad_ns"]
+        run.rows.append(row)
+    return figures
+
+
+# ---- All of it --------------------------------------------------------------------------------
+
+
+def measure(device: str, threads: int, say: Say, tune_s: Optional[float] = None) -> Dict[str, Any]:
+    """All starts on `device` ("cpu", "cuda:0"): "starts" of the run's JSON; see the module.
+
+    threads: of the CPU's products (the calls of the tiny one have one). say: told how it goes, a
+    line at a time. tune_s: budget of quern's tuning in seconds, None: TUNE_S. Takes about a minute
+    on a CPU, two on a GPU. Raises quern.Error where there is no library.
+    """
+    kind = device.partition(":")[0]
+    before = clock_cpu.usage()
+    with tempfile.TemporaryDirectory(prefix="quern_starts_") as name:
+        children = Children(device, threads, Path(name))
+        run = Measurement(children, say, tune_s or TUNE_S[kind])
+        warm = measure_first_calls(run)
+        calls = measure_calls(run)
+        measure_memory(run, warm)
+        size = stripped_bytes(children.library, Path(name))
+        run.rows.append(Row("libquern.so, stripped", "KB", size / 1e3 if size else None))
+    for line in run.failed:
+        say(f"    failed: {line}")
+    wall, own, machine = (now - then for now, then in zip(clock_cpu.usage(), before))
+    others = max(0.0, machine - own) / (wall * (os.cpu_count() or 1))
+    say(f"    others had {others:.0%} of the processors")
+    return {
+        "device": device, "threads": threads, "peer": PEERS[kind], "seconds": wall,
+        "others": others, "tune_budget_s": run.tune_s,
+        "shapes": [" ".join(str(x) for x in shape) for shape in SHAPES[kind]],
+        "rows": [vars(row) for row in run.rows], "details": [x.detail() for x in run.starts],
+        "calls": calls, "failed": run.failed,
+    }
+
+
+def number(value: Optional[float], spread: Optional[float]) -> str:
+    """ "137.1 +- 2.4", or "" for what was not measured."""
+    if value is None:
+        return ""
+    digits = 0 if abs(value) >= 1000 or value == int(value) else 1 if abs(value) >= 10 else 2
+    text = f"{value:.{digits}f}"
+    return f"{text} +- {spread:.{digits}f}" if spread else text
+
+
+def table(starts: Dict[str, Any]) -> list[str]:
+    """The lines that are printed: name | quern | peer | unit. A call of torch's says so."""
+    cells = [["starts", "quern", starts["peer"], "unit"]]
+    for row in starts["rows"]:
+        cells.append([row["name"], number(row["quern"], row["quern_mad"]),
+                      number(row["peer"], row["peer_mad"]), row["unit"]])
+    widths = [max(len(line[i]) for line in cells) for i in range(4)]
+    lines = [f"| {a:{widths[0]}} | {b:>{widths[1]}} | {c:>{widths[2]}} | {d:{widths[3]}} |"
+             for a, b, c, d in cells]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return [lines[0], rule, *lines[1:]]

@@ -59,7 +59,7 @@ EXAMPLES := $(patsubst %.c,$(B)/%,$(filter-out examples/plugin_%,$(wildcard exam
 BENCHES := $(patsubst %.c,$(B)/%.so,$(wildcard bench/*.c))
 SUITES := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 GPU_SUITES := $(patsubst %.c,$(B)/%,$(wildcard tests/gpu/test_*.c))
-GPU_SCRIPTS := $(wildcard tests/gpu/*_test.sh)
+GPU_SCRIPTS := $(wildcard tests/gpu/*_test.sh) python/tests/torch_test.py
 PLUGINS := $(patsubst examples/%.c,$(B)/tests/%.so,$(wildcard examples/plugin_*.c))
 # Every other tests/*.c is shared by the suites.
 SUITE_COMMON := $(patsubst %.c,$(B)/obj/%.o,$(filter-out tests/test_%,$(wildcard tests/*.c)))

@@ -23,9 +23,11 @@ base|python3|python3|demo table, some tests, make layers
 base|python3-numpy|numpy|arrays in files: demo, tests
 base|check|include/check.h|unit tests
 base|libsubunit-dev|include/subunit/child.h|what check links to
+base|python3-venv|lib/python3*/ensurepip|a test installs the Python package
+base|python3-setuptools|lib/python3/dist-packages/setuptools|builds the Python package
+base|python3-wheel|lib/python3/dist-packages/wheel|builds the Python package
 bench|libopenblas0|lib/libopenblas.so.0|peer of the benchmarks
 bench|libdnnl2|lib/libdnnl.so.2|peer of the benchmarks
-bench|python3-venv|lib/python3*/ensurepip|further peers of the benchmarks, from PyPI
 format|clang-format-14|clang-format-14|make format, make format-check
 '
 multiarch=$(uname -m)-linux-gnu

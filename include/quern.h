@@ -238,7 +238,7 @@ struct quern_options {
     const char *templates; /* directory looked in before the embedded ones [QUERN_TEMPLATES] */
     const char *profile;   /* name of a device profile to plan for [the device's own] */
     const char *dump;      /* stage letters to log at debug level, as docs/CLI.md lists them */
-    int threads;           /* threads that execute a CPU grid [OMP_NUM_THREADS, else all] */
+    int threads;           /* that execute a CPU grid, at most 1024 [OMP_NUM_THREADS, else all] */
     int log_level;         /* enum quern_log_level [QUERN_LOG=off|warn|info|debug, else warn] */
     void (*log)(void *user, int level, const char *line); /* NULL: nothing is said */
     void *user;                                           /* log's */

@@ -33,11 +33,14 @@ void qn_compile_result_fini(struct qn_compile_result *result);
  * each other gives different results. A device whose order cannot be chosen ignores it. */
 enum qn_grid_order { QN_GRID_PARALLEL, QN_GRID_FORWARD, QN_GRID_REVERSE };
 
+/* That execute a grid. libgomp ends the process when it cannot start one. */
+#define QN_MOST_THREADS 1024
+
 struct qn_backend_options {
     const char *clang; /* NULL: search */
     const char *nvrtc; /* libnvrtc's file; NULL: search */
     int ordinal;       /* device number; -1: to compile only, no device need be there */
-    int threads;       /* 0: default */
+    int threads;       /* 0: default; at most QN_MOST_THREADS */
     void (*log)(void *user, int level, const char *line);
     void *user;
     /* Small facts that outlive the process (the store's meta table); may be NULL. find returns a

@@ -252,8 +252,9 @@ static int options_read(struct quern_context *ctx, const struct quern_options *o
     QN_TRY(options_check_dump(ctx));
     if (!ctx->options.alloc != !ctx->options.free)
         return qn_fail(ctx, QUERN_INVALID, "options.alloc and options.free: give both or neither");
-    if (ctx->options.threads < 0)
-        return qn_fail(ctx, QUERN_INVALID, "threads=%d: must be at least 0", ctx->options.threads);
+    if (ctx->options.threads < 0 || ctx->options.threads > QN_MOST_THREADS)
+        return qn_fail(ctx, QUERN_INVALID, "threads=%d: must be from 0 (all) to %d",
+                       ctx->options.threads, QN_MOST_THREADS);
     return QUERN_OK;
 }
 

@@ -409,6 +409,31 @@ START_TEST(two_threads_run_two_blocks_at_once)
 }
 END_TEST
 
+/* libgomp would wait in the child for a team that stayed with the parent. */
+START_TEST(a_forked_child_runs_its_grids_without_the_team)
+{
+    struct qn_device *device = device_open(2);
+    struct loaded *loaded = load(device, trace_source, "k");
+    unsigned next = 0, blocks[64][3];
+    struct trace arguments = { &next, blocks };
+    int status = -1;
+
+    RUN(device, loaded, arguments, 64, 1, 1, QN_GRID_PARALLEL);
+    ck_assert_uint_eq(next, 64);
+    pid_t child = fork();
+    if (!child) {
+        alarm(20);
+        next = 0;
+        RUN(device, loaded, arguments, 64, 1, 1, QN_GRID_PARALLEL);
+        _exit(next != 64);
+    }
+    ck_assert_int_eq(waitpid(child, &status, 0), child);
+    ck_assert_msg(WIFEXITED(status) && !WEXITSTATUS(status), "status %d", status);
+    unload(device, loaded);
+    cpu->close(device);
+}
+END_TEST
+
 START_TEST(an_empty_grid_runs_nothing_and_an_endless_one_is_refused)
 {
     struct qn_device *device = device_open(2);
@@ -773,15 +798,20 @@ START_TEST(doctor_says_what_is_here_and_what_is_missing)
 }
 END_TEST
 
-START_TEST(a_negative_thread_count_is_refused)
+START_TEST(thread_counts_that_cannot_be_are_refused)
 {
-    struct qn_backend_options options = { .threads = -2 };
-    struct qn_device *device = NULL;
-    struct quern_message why;
+    static const int counts[] = { -2, QN_MOST_THREADS + 1 };
+    for (int i = 0; i < 2; i++) {
+        struct qn_backend_options options = { .threads = counts[i] };
+        struct qn_device *device = NULL;
+        struct quern_message why;
+        char wanted[32];
 
-    ck_assert_int_eq(cpu->open(&options, &device, &why), QUERN_INVALID);
-    ck_assert_ptr_eq(strstr(why.text, "threads=-2: "), why.text);
-    ck_assert_ptr_null(device);
+        snprintf(wanted, sizeof wanted, "threads=%d: ", counts[i]);
+        ck_assert_int_eq(cpu->open(&options, &device, &why), QUERN_INVALID);
+        ck_assert_ptr_eq(strstr(why.text, wanted), why.text);
+        ck_assert_ptr_null(device);
+    }
 }
 END_TEST
 
@@ -800,6 +830,7 @@ int main(void)
     tcase_add_test(cases, an_entry_that_is_not_there_is_named);
     tcase_add_test(cases, forward_and_reverse_are_such_and_parallel_runs_each_block_once);
     tcase_add_test(cases, two_threads_run_two_blocks_at_once);
+    tcase_add_test(cases, a_forked_child_runs_its_grids_without_the_team);
     tcase_add_test(cases, an_empty_grid_runs_nothing_and_an_endless_one_is_refused);
     tcase_add_test(cases, a_launch_that_is_not_aligned_is_refused);
     tcase_add_test(cases, steps_run_in_order_and_a_memset_step_sets_zero);
@@ -810,7 +841,7 @@ int main(void)
     tcase_add_test(cases, the_profile_is_stable_and_counts_the_threads);
     tcase_add_test(cases, memory_is_aligned_and_holds_what_is_put_there);
     tcase_add_test(cases, doctor_says_what_is_here_and_what_is_missing);
-    tcase_add_test(cases, a_negative_thread_count_is_refused);
+    tcase_add_test(cases, thread_counts_that_cannot_be_are_refused);
 #ifdef __x86_64__
     tcase_add_test(cases, amx_tiles_multiply_where_the_target_says_so);
     tcase_add_test(cases, the_target_is_what_the_kernel_lists);

@@ -46,8 +46,9 @@ static int cpu_open(const struct qn_backend_options *options, struct qn_device *
 {
     struct qn_device *made;
 
-    if (options->threads < 0)
-        return quern_refuse(why, "threads=%d: must be 1 or more, or 0 for all", options->threads);
+    if (options->threads < 0 || options->threads > QN_MOST_THREADS)
+        return quern_refuse(why, "threads=%d: must be from 0 (all) to %d", options->threads,
+                            QN_MOST_THREADS);
     made = calloc(1, sizeof *made);
     if (!made)
         return QN_CPU_FAIL(NO_MEMORY, why, "device=cpu: out of memory");

@@ -17,11 +17,10 @@ options. What goes wrong is quern.Error. Nothing is loaded before the first use.
 
 from __future__ import annotations
 
-import sys as _sys
 from importlib import import_module as _import_module
 
 from ._arrays import View, view
-from ._call import call
+from ._call import call, has_operators as _has_operators
 from ._context import Context
 from ._errors import Error
 from ._facts import Stats
@@ -37,6 +36,5 @@ __all__ = ["Context", "Error", "Prepared", "Stats", "TuneEntry", "TuneProgress",
            "View", "__version__", "call", "copy", "doctor", "families", "gemm", "gemm_pack",
            "library_path", "prepare", "stats", "tune", "view"]
 
-# From PyTorch 2.4 on; not while torch itself is being imported.
-if hasattr(getattr(_sys.modules.get("torch"), "library", None), "register_fake"):
+if _has_operators():
     _import_module(".torch_ops", __name__)

@@ -1,29 +1,38 @@
 """What an array argument is: one record for NumPy arrays, torch tensors, DLPack and views.
 
-    user's object --describe()--> Array(owner, data, shape, strides, dtype, device, ...)
+    user's object --read--> owner, data, kind        in every call
         View            the array inside, under the dtype that the view names
-        torch.Tensor    _torch.describe()     imported when torch is
-        numpy.ndarray   _numpy.describe()     likewise
-        anything else   _dlpack.describe()    if it has __dlpack__
+        torch.Tensor    _torch.read()     imported when torch is
+        numpy.ndarray   _numpy.read()     likewise
+        anything else   _dlpack.read()    if it has __dlpack__
+    kind --array_of()--> Array                       where such a call is met for the first time
 
-Nothing is copied and nothing is checked here that depends on a family: Array[2:] is what a call's
-inference depends on, and the key under which it is remembered.
+A kind is a plain tuple of Array's fields: what a call's inference depends on, and part of the key
+under which that is remembered. Nothing is copied and nothing is checked here that depends on a
+family.
 """
 
 from __future__ import annotations
 
 import sys
-from typing import Any, Callable, NamedTuple, Optional
+from functools import partial
+from typing import Any, Callable, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import _structs
 from ._errors import Error, invalid
 
 
-class Array(NamedTuple):
-    """One array argument. ``data`` is valid while ``owner`` lives."""
+Kind = Tuple[Any, ...]
+# What keeps the memory alive; the address of element [0, 0, ...], valid while that lives and of no
+# meaning in an empty array; the kind.
+Reading = Tuple[Any, int, Kind]
+# The same of all arguments of a call; None, 0 and None of one that is not given.
+Readings = Tuple[List[Any], List[int], List[Optional[Kind]]]
 
-    owner: Any  # what keeps the memory alive
-    data: int  # address of element [0, 0, ...]; of no meaning in an empty array
+
+class Array(NamedTuple):
+    """One array argument, but for its memory."""
+
     shape: "tuple[int, ...]"
     strides: "tuple[int, ...]"  # in elements, outermost first
     dtype: str  # quern's name ("bf16"); of other dtypes their library's ("complex64")
@@ -31,6 +40,8 @@ class Array(NamedTuple):
     is_writable: bool
     source: str  # "numpy", "torch", "dlpack": who makes an output like it
 
+
+DEVICE = Array._fields.index("device")  # in a kind
 
 # Views: what the bits may be in, by their size.
 _CARRIERS = {1: ("i8", "u8", "int8", "uint8"), 2: ("int16", "uint16")}
@@ -78,48 +89,81 @@ def view(array: Any, dtype: str) -> View:
     return View(array, dtype)
 
 
-def describe(name: str, value: Any, stream: Optional[int] = None) -> Array:
-    """The record of the argument ``name``. Error: it is none of what this file's head lists.
+# Adapters by the argument's type, filled as types are met: an import statement and the isinstance
+# tests would cost more than all the rest of a reading.
+_Adapter = Callable[[Any, Optional[int]], Reading]
+_adapters: "dict[type, _Adapter]" = {}
+
+
+def read_all(names: "Sequence[str]", values: "Iterable[Any]", stream: Optional[int] = None
+             ) -> Readings:
+    """Error, by its name: an argument is none of what this file's head lists.
 
     ``stream`` is the raw stream on which a DLPack producer makes the data ready; None: the default
     one.
     """
+    owners: "list[Any]" = []
+    data: "list[int]" = []
+    kinds: "list[Optional[Kind]]" = []
     try:
-        return _describe(value, stream)
+        for value in values:
+            if value is None:
+                owners.append(None)
+                data.append(0)
+                kinds.append(None)
+                continue
+            adapter = _adapters.get(type(value)) or _find_adapter(value)
+            owner, address, kind = adapter(value, stream)
+            owners.append(owner)
+            data.append(address)
+            kinds.append(kind)
+    except Error as error:
+        raise Error(f"{names[len(kinds)]}: {error}", error.status) from error.__cause__
+    return owners, data, kinds
+
+
+def array_of(kind: Kind) -> Array:
+    shape, *others = kind
+    return Array(tuple(shape), *others)  # torch's would be printed as torch.Size([2, 3])
+
+
+def describe(name: str, value: Any) -> Array:
+    """The record of the argument ``name``, which is given. Error as of read_all()."""
+    try:
+        adapter = _adapters.get(type(value)) or _find_adapter(value)
+        return array_of(adapter(value, None)[2])
     except Error as error:
         raise Error(f"{name}: {error}", error.status) from error.__cause__
 
 
-# Adapters by the argument's type, filled as types are met: an import statement and the isinstance
-# tests would cost more than all the rest of a description.
-_Adapter = Callable[[Any, Optional[int]], Array]
-_adapters: "dict[type, _Adapter]" = {}
-
-
-def _describe(value: Any, stream: Optional[int]) -> Array:
-    adapter = _adapters.get(type(value))
-    if adapter is None:
-        adapter = _adapters[type(value)] = _find_adapter(value)
-    return adapter(value, stream)
-
-
 def _find_adapter(value: Any) -> _Adapter:
+    adapter = _adapters[type(value)] = _adapter_for(value)
+    return adapter
+
+
+def _adapter_for(value: Any) -> _Adapter:
     torch, numpy = sys.modules.get("torch"), sys.modules.get("numpy")
     if torch is not None and isinstance(value, torch.Tensor):
         from . import _torch
-        describe_tensor = _torch.describe
-        return lambda tensor, stream: describe_tensor(tensor)
+        _torch.check_class(value)
+        return _torch.read
     if numpy is not None and isinstance(value, numpy.ndarray):
         from . import _numpy
-        return _numpy.describe
+        return _numpy.read
     if isinstance(value, View):
-        return lambda viewed, stream: _describe(viewed.array, stream)._replace(dtype=viewed.dtype)
+        return _read_view
     if hasattr(type(value), "__dlpack__"):
         from . import _dlpack
-        return _dlpack.describe
+        return _dlpack.read
     kind = type(value).__name__
     article = "an" if kind[:1].lower() in "aeiou" else "a"
     raise Error(f"{article} {kind}: must be a NumPy array, a torch tensor or support DLPack")
+
+
+def _read_view(value: View, stream: Optional[int]) -> Reading:
+    adapter = _adapters.get(type(value.array)) or _find_adapter(value.array)
+    owner, data, kind = adapter(value.array, stream)
+    return owner, data, (*kind[:2], value.dtype, *kind[3:])
 
 
 def dtype_word(name: str, dtype: Any) -> str:
@@ -136,19 +180,28 @@ def dtype_word(name: str, dtype: Any) -> str:
     raise Error(f"{name}={dtype!r}: must be a dtype or its name")
 
 
-def empty_like(like: Array, shape: "tuple[int, ...]", dtype: str) -> Any:
-    """A new dense array on the device of ``like`` and of its library, contents undefined.
+def maker(like: Array, shape: "tuple[int, ...]", dtype: str) -> "Callable[[], Any]":
+    """Makes dense arrays on the device of ``like`` and of its library, contents undefined.
 
     NumPy has no bf16 and no 8-bit floats: they are ml_dtypes' where that is imported, else a View
     of unsigned integers. Error: nobody can make one.
     """
     if like.source == "torch":
         from . import _torch
-        return _torch.empty(shape, dtype, like.owner)
+        return _torch.maker(shape, dtype, like.device)
     if like.source == "numpy":
         from . import _numpy
-        return _numpy.empty(shape, dtype)
+        return partial(_numpy.empty, shape, dtype)
     raise Error("must be given: only NumPy and torch arrays have one made for them")
+
+
+def row_major(shape: "tuple[int, ...]") -> "tuple[int, ...]":
+    """Strides of a dense array, in elements."""
+    strides, stride = [], 1
+    for extent in reversed(shape):
+        strides.append(stride)
+        stride *= max(extent, 1)
+    return tuple(reversed(strides))
 
 
 def refuse_strides(name: str, array: Array) -> Error:

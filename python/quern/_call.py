@@ -1,6 +1,6 @@
 """Calls: arrays in, the library's quern_run(), the output back.
 
-    describe the arrays -> the context -> the plan -> make the output -> addresses -> C
+    read the arrays -> the context -> the plan -> make the output -> addresses -> C
 
 The same arguments' shapes, strides and dtypes met again skip all of inference and checking
 (_plan). Arrays are referenced until C has returned; on a GPU what happens to their memory
@@ -9,16 +9,29 @@ afterwards is ordered by the stream, as with every other call there.
 
 from __future__ import annotations
 
-import ctypes
+import sys
 from typing import TYPE_CHECKING, Any, Optional, Sequence
 
-from . import _context, _family, _plan, _structs
-from ._arrays import Array, check_device, describe, empty_like
+from . import _context, _family, _plan
+from ._arrays import (DEVICE, Array, Kind, Readings, array_of, check_device, describe, read_all)
 from ._errors import Error
 from ._plan import Function, Inferred, Plan
+from ._structs import pack_call
 
 if TYPE_CHECKING:
     from ._context import Context
+
+
+def is_traced() -> bool:
+    """Whether torch.compile or torch.export looks on, and quern can be an operator of theirs."""
+    is_compiling = getattr(sys.modules.get("torch.compiler"), "is_compiling", None)
+    return is_compiling is not None and is_compiling() and has_operators()
+
+
+def has_operators() -> bool:
+    """Whether torch is imported, in whole, and has what torch_ops needs: from PyTorch 2.4 on."""
+    library = getattr(sys.modules.get("torch"), "library", None)
+    return hasattr(library, "register_fake")
 
 
 def raw_stream(stream: Any) -> Optional[int]:
@@ -29,63 +42,38 @@ def raw_stream(stream: Any) -> Optional[int]:
     raise Error(f"stream={stream!r}: must be a torch.cuda.Stream or the address of a CUDA stream")
 
 
-def describe_all(function: Function, values: "Sequence[Any]", stream: Optional[int] = None
-                 ) -> "list[Optional[Array]]":
-    return [None if value is None else describe(name, value, stream)
-            for name, value in zip(function.arrays, values)]
-
-
-def context_for(function: Function, arrays: "Sequence[Optional[Array]]",
+def context_for(function: Function, kinds: "Sequence[Optional[Kind]]",
                 context: "Optional[Context]") -> "Context":
     """The one given, else the default one where the first array is."""
     if context is not None:
         if not isinstance(context, _context.Context):
             raise Error(f"context={context!r}: must be a quern.Context")
         return context
-    for name, array in zip(function.arrays, arrays):
-        if array is not None:
-            check_device(name, array)
-            return _context.default(array.device)
+    for kind in kinds:
+        if kind is not None:
+            device = kind[DEVICE]
+            if device not in _context.defaults:
+                check_device(function.arrays[kinds.index(kind)], array_of(kind))
+            return _context.default(device)
     raise Error(f"{function.arrays[0]}: must be given")
 
 
-def first_of(arrays: "Sequence[Optional[Array]]") -> Array:
-    for array in arrays:
-        if array is not None:
-            return array
-    raise Error("arrays: at least one must be given")
+def stream_of(plan: Plan, context: "Context", stream: Optional[int]) -> Optional[int]:
+    """Where a call runs: the stream given, else torch's current one; None: the default one."""
+    if stream is None:
+        return None if plan.current_stream is None else plan.current_stream()
+    if stream and context.device == "cpu":
+        raise Error(f"stream={stream}: must be None for arrays on the CPU")
+    return stream
 
 
-def torch_index(arrays: "Sequence[Optional[Array]]") -> int:
-    """The device index of the first CUDA tensor of torch's; -1 if there is none."""
-    for array in arrays:
-        if array is not None and array.source == "torch" and array.device != "cpu":
-            return int(array.device.partition(":")[2])
-    return -1
-
-
-def stream_of(arrays: "Sequence[Optional[Array]]", stream: Optional[int]) -> Optional[int]:
-    """Where a call on such arrays runs: the stream given, else torch's current one."""
-    if first_of(arrays).device == "cpu":
-        if stream:
-            raise Error(f"stream={stream}: must be None for arrays on the CPU")
-        return None
-    index = torch_index(arrays) if stream is None else -1
-    if index < 0:
-        return stream
-    from . import _torch
-    return _torch.current_stream(index)
-
-
-def make_output(plan: Plan, arrays: "list[Optional[Array]]") -> Any:
-    """A new output, put into arrays."""
-    assert plan.makes_output is not None
-    name = plan.function.arrays[plan.output]
-    try:
-        made = empty_like(first_of(arrays), *plan.makes_output)
-    except Error as error:
-        raise Error(f"{name}: {error}") from None
-    arrays[plan.output] = describe(name, made)
+def make_output(plan: Plan, readings: Readings) -> Any:
+    """A new output; its memory is put into the readings."""
+    assert plan.make is not None
+    made = plan.make()
+    owners, data, kinds = readings
+    ((owners[plan.output],), (data[plan.output],), (kinds[plan.output],)) = read_all(
+        (plan.function.output,), (made,))
     return made
 
 
@@ -95,18 +83,17 @@ def run(function: Function, values: "tuple[Any, ...]", options: "tuple[Any, ...]
 
     Returns the output. Error: any argument; the library's own refusals with its text.
     """
-    raw = None if stream is None else raw_stream(stream)
-    arrays = describe_all(function, values, raw)
-    ctx = context_for(function, arrays, context)
-    plan = _plan.find(ctx, function, arrays, options)
-    result = values[plan.output] if plan.makes_output is None else make_output(plan, arrays)
-    if raw is not None or ctx.device != "cpu":
-        raw = stream_of(arrays, raw)
-    block = plan.block(arrays)
+    given = None if stream is None else raw_stream(stream)
+    readings = owners, data, kinds = read_all(function.arrays, values, given)
+    ctx = context_for(function, kinds, context)
+    plan = _plan.find(ctx, function, kinds, options)
+    result = values[plan.output] if plan.make is None else make_output(plan, readings)
+    raw = stream_of(plan, ctx, given)
+    block = plan.block(data)
     if ctx._tune_s is not None:
         from . import _tune
-        _tune.tune_once(ctx, plan, arrays, block)
-    call = ctypes.byref(_structs.Call(raw)) if raw else None
+        _tune.tune_once(ctx, plan, data, block)
+    call = pack_call(raw, 0, 0) if raw else None
     state = ctx._state
     state.calls.append(None)
     try:
@@ -117,17 +104,9 @@ def run(function: Function, values: "tuple[Any, ...]", options: "tuple[Any, ...]
             raise ctx._error(status, state.handle, plan.names)
     finally:
         state.calls.pop()
-    note_writes(plan, arrays)
+    if plan.noted:
+        plan.note_writes(owners)
     return result
-
-
-def note_writes(plan: Plan, arrays: "Sequence[Optional[Array]]") -> None:
-    """Tells torch's autograd which tensors have changed."""
-    for argument in plan.written:
-        array = arrays[argument]
-        if array is not None and array.source == "torch":
-            from . import _torch
-            _torch.note_write(array.owner)
 
 
 # ---- Any family by its name --------------------------------------------------------------------
@@ -169,14 +148,14 @@ def bind(function: Function, arrays: "tuple[Any, ...]", arguments: "dict[str, An
          ) -> "tuple[tuple[Any, ...], tuple[Any, ...]]":
     """Arguments in the order of the Function's arrays and options. Error: one is unknown."""
     given = dict(arguments)
-    if len(arrays) > len(function.arrays):
-        raise Error(f"{function.family}() takes at most {len(function.arrays)} arrays "
-                    f"({', '.join(function.arrays)}), {len(arrays)} were given")
-    for name, value in zip(function.arrays, arrays):
+    if len(arrays) > len(function.positional):
+        raise Error(f"{function.family}() takes at most {len(function.positional)} arrays "
+                    f"({', '.join(function.positional)}), {len(arrays)} were given")
+    for name, value in zip(function.positional, arrays):
         if name in given:
             raise Error(f"{name}: given twice")
         given[name] = value
-    known = (*function.arrays, *function.options)
+    known = (*function.positional, *function.options)
     for name in given:
         if name not in known:
             raise Error(f"{function.family}() has no argument {name!r}: it has "
@@ -204,7 +183,8 @@ def generic(family: _family.Family, arrays: "tuple[Any, ...]", arguments: "dict[
     def infer(named: "dict[str, Optional[Array]]", given: "dict[str, Any]") -> Inferred:
         return Inferred({**_from_arrays(family, named), **given})
 
-    return Function(family.name, slots, slots, output, options, infer, (family.name, *options))
+    return Function(family.name, slots, slots, output, options, infer, (family.name, *options),
+                    slots)
 
 
 def _from_arrays(family: _family.Family, named: "dict[str, Optional[Array]]") -> "dict[str, Any]":

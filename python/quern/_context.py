@@ -67,7 +67,7 @@ class _State:
         return Error(f"context: {self.why_closed}")
 
 
-def _device_index(device: str) -> int:
+def device_index(device: str) -> int:
     """0 of "cuda:0"; -1 of "cpu"."""
     return int(device.partition(":")[2] or 0) if device.startswith("cuda") else -1
 
@@ -84,7 +84,7 @@ def _destroy(state: _State, callbacks: "list[Any]", patience_s: float) -> None:
         time.sleep(0.0005)
     if state.device.startswith("cuda") and "torch" in sys.modules:
         from . import _torch
-        _torch.synchronize(_device_index(state.device))
+        _torch.synchronize(device_index(state.device))
     _library.load().quern_context_destroy(handle)
     callbacks.clear()
 
@@ -328,28 +328,28 @@ def _log_callback(log: Log) -> Any:
 # ---- Default contexts --------------------------------------------------------------------------
 
 _live: "weakref.WeakSet[Context]" = weakref.WeakSet()
-_defaults: "dict[str, Context]" = {}
+defaults: "dict[str, Context]" = {}
 _defaults_lock = threading.Lock()
 _is_forked_child = False
 
 
 def any_default() -> Context:
     """Some default context, for what does not depend on the device."""
-    return default(next(iter(_defaults), "cpu"))
+    return default(next(iter(defaults), "cpu"))
 
 
 def default(device: str) -> Context:
     """The default context of "cpu", "cuda:0", ..., made at first use."""
-    context = _defaults.get(device)
+    context = defaults.get(device)
     if context is not None and context._state.handle is not None:
         return context
     with _defaults_lock:
-        context = _defaults.get(device)
+        context = defaults.get(device)
         if context is None or context.is_closed:
             if _is_forked_child:
                 _logger.warning("in a forked child kernels are kept in memory only; start "
                                 "processes by spawn, or give a Context a cache of its own")
-            context = _defaults[device] = Context(device, cache="" if _is_forked_child else None)
+            context = defaults[device] = Context(device, cache="" if _is_forked_child else None)
         return context
 
 
@@ -358,7 +358,7 @@ def _abandon_inherited() -> None:
     global _defaults_lock, _is_forked_child
     _defaults_lock = threading.Lock()
     _is_forked_child = True
-    _defaults.clear()
+    defaults.clear()
     for context in list(_live):
         state = context._state
         state.handle, state.calls = None, []

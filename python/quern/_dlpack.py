@@ -13,7 +13,7 @@ from ctypes import (POINTER, Structure, c_char_p, c_int, c_int32, c_int64, c_uin
                     c_uint32, c_uint64, c_void_p, py_object)
 from typing import Any, Optional
 
-from ._arrays import Array
+from ._arrays import Reading, row_major
 from ._errors import Error
 
 
@@ -74,17 +74,11 @@ def _device_name(kind: int, index: int) -> str:
 
 def _strides(tensor: _Tensor, shape: "tuple[int, ...]") -> "tuple[int, ...]":
     """In elements; none given: row-major."""
-    if tensor.strides:
-        return tuple(tensor.strides[: tensor.ndim])
-    strides, stride = [], 1
-    for extent in reversed(shape):
-        strides.append(stride)
-        stride *= extent
-    return tuple(reversed(strides))
+    return tuple(tensor.strides[: tensor.ndim]) if tensor.strides else row_major(shape)
 
 
-def describe(value: Any, stream: Optional[int] = None) -> Array:
-    """``stream`` as for _arrays.describe(). Error: the producer refuses, or no capsule comes."""
+def read(value: Any, stream: Optional[int] = None) -> Reading:
+    """``stream`` as for _arrays.read_all(). Error: the producer refuses, or no capsule comes."""
     try:
         capsule = _capsule(value, stream)
     except Exception as error:  # whatever the producer raises, the argument is what is wrong
@@ -100,6 +94,6 @@ def describe(value: Any, stream: Optional[int] = None) -> Array:
     else:
         raise Error("its __dlpack__() gave no DLPack capsule")
     shape = tuple(tensor.shape[: tensor.ndim])
-    return Array((value, capsule), (tensor.data or 0) + tensor.byte_offset, shape,
-                 _strides(tensor, shape), _dtype_name(tensor),
-                 _device_name(tensor.device_type, tensor.device_id), is_writable, "dlpack")
+    kind = (shape, _strides(tensor, shape), _dtype_name(tensor),
+            _device_name(tensor.device_type, tensor.device_id), is_writable, "dlpack")
+    return (value, capsule), (tensor.data or 0) + tensor.byte_offset, kind

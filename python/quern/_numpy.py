@@ -9,7 +9,7 @@ from typing import Any, Optional
 import numpy
 
 from . import _structs
-from ._arrays import Array, View
+from ._arrays import Reading, View
 from ._errors import Error
 
 # By NumPy's names; the last three are ml_dtypes'.
@@ -20,7 +20,6 @@ _NAMES = {"float32": "f32", "float16": "f16", "float64": "f64", "int8": "i8", "u
 # strided or empty; of all others it is the cheapest way to one.
 _NOT_BUFFERS = ("bf16", "e4m3", "e5m2")
 _Byte = ctypes.c_char
-_new = tuple.__new__
 _known: "dict[Any, str]" = {}  # numpy.dtype -> quern's name, of the dtypes met
 
 
@@ -36,7 +35,7 @@ def dtype_name(dtype: Any) -> str:
     return name
 
 
-def describe(value: Any, stream: Optional[int] = None) -> Array:
+def read(value: Any, stream: Optional[int] = None) -> Reading:
     """``stream`` is not used: the data is in host memory."""
     flags, itemsize, dtype = value.flags, value.itemsize or 1, value.dtype
     name = _known.get(dtype) or dtype_name(dtype)
@@ -48,8 +47,7 @@ def describe(value: Any, stream: Optional[int] = None) -> Array:
         strides = tuple([stride // itemsize for stride in value.strides])
     else:
         strides = tuple([_in_elements(stride, itemsize, value) for stride in value.strides])
-    return _new(Array, (value, address, value.shape, strides, name, "cpu", flags.writeable,
-                        "numpy"))
+    return value, address, (value.shape, strides, name, "cpu", flags.writeable, "numpy")
 
 
 def _in_elements(stride: int, itemsize: int, value: Any) -> int:

@@ -1,7 +1,7 @@
 """From the arguments of a call to what C is given: worked out once for each kind of call.
 
     Function   a family as Python calls it: argument names, options, how sizes follow from arrays
-    Array[2:] of every argument, options  ──>  key ──(a context's dictionary)──> Plan
+    kinds of all arguments, options  ──>  key ──(a context's dictionary)──> Plan
     Plan       the spec, and the arrays' ranks and strides as bytes: a call adds addresses
 
 All checks of shapes, dtypes, devices and strides are made here, so that a repeated call makes
@@ -12,10 +12,13 @@ overlaps, whether a GPU can reach them) the library checks in every call.
 from __future__ import annotations
 
 import ctypes
+import struct
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Sequence
 
 from . import _family, _structs
-from ._arrays import Array, check_strides
+from ._arrays import Array, Kind, array_of, check_strides, maker
 from ._errors import Error, invalid
 
 if TYPE_CHECKING:
@@ -36,51 +39,55 @@ class Function(NamedTuple):
     """A family as Python calls it."""
 
     family: str
-    arrays: "tuple[str, ...]"  # arguments that are arrays, as Python names them
+    arrays: "tuple[str, ...]"  # arguments that are arrays, in the .def's order
     fields: "tuple[str, ...]"  # the same, as the .def names them
     output: str  # the argument that is made when it is not given, and returned
     options: "dict[str, Any]"  # the other arguments, with their defaults
     infer: "Callable[[dict[str, Optional[Array]], dict[str, Any]], Inferred]"
-    key: Any = None  # what plans are remembered under, if not the family: hashable
+    key: Any  # what plans are remembered under: hashable
+    positional: "tuple[str, ...]"  # the arrays in the order in which they go without names
 
 
-class Plan(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Plan:
     """A kind of call, checked. Immutable: any thread may use it."""
 
     function: Function
     family: _family.Family
     spec: _structs.Spec
     spec_ref: Any  # byref(spec)
-    template: bytes  # struct quern_array[], data and size left 0
-    fill: "tuple[tuple[int, int], ...]"  # argument, array of the family
+    pack: "Callable[..., bytes]"  # struct quern_array[] of `parts`
+    parts: "list[Any]"  # of each array the address, here 0, and the rest of the struct
     output: int  # the argument that is returned
-    makes_output: "Optional[tuple[tuple[int, ...], str]]"  # shape and dtype, if it is to be made
-    written: "tuple[int, ...]"  # arguments that a call writes
+    make: "Optional[Callable[[], Any]]"  # of the output, if it is not given
+    current_stream: "Optional[Callable[[], int]]"  # torch's, of a GPU's tensors
+    is_written: "list[bool]"  # of each array
+    noted: "tuple[int, ...]"  # written ones that note_write() is called with
+    note_write: "Optional[Callable[[Any], None]]"
     names: "dict[str, str]"  # what Python calls an array of the family, where it differs
 
-    def block(self, arrays: "Sequence[Optional[Array]]") -> Any:
-        """A struct quern_array[] of its own for one call."""
-        block = self.family.arrays_type.from_buffer_copy(self.template)
-        for argument, index in self.fill:
-            block[index].data = arrays[argument].data  # type: ignore[union-attr]
-        return block
+    def block(self, data: "list[int]") -> bytes:
+        """The struct quern_array[] of one call."""
+        parts = self.parts.copy()
+        parts[::2] = data
+        return self.pack(*parts)
+
+    def note_writes(self, owners: "list[Any]") -> None:
+        """Tells torch's autograd which tensors have changed."""
+        for argument in self.noted:
+            self.note_write(owners[argument])  # type: ignore[misc]
 
 
-def key_of(function: Function, arrays: "Sequence[Optional[Array]]", options: "tuple[Any, ...]"
-           ) -> "tuple[Any, ...]":
-    return (function.key or function.family, options, *[array and array[2:] for array in arrays])
-
-
-def find(context: "Context", function: Function, arrays: "Sequence[Optional[Array]]",
+def find(context: "Context", function: Function, kinds: "list[Optional[Kind]]",
          options: "tuple[Any, ...]") -> Plan:
     """The plan for such a call in the context, remembered. Error: what is wrong with a call."""
-    key = key_of(function, arrays, options)
+    key = (function.key, options, *kinds)
     try:
         plan = context._plans.get(key)
     except TypeError:
         raise Error(f"{_unhashable(function, options)}: must be a word or a number") from None
     if plan is None:
-        plan = _make(context, function, arrays, options)
+        plan = _make(context, function, kinds, options)
         if len(context._plans) >= _MOST_PLANS:
             context._plans.clear()
         context._plans[key] = plan
@@ -94,8 +101,9 @@ def _unhashable(function: Function, options: "tuple[Any, ...]") -> str:
     return "an argument"
 
 
-def _make(context: "Context", function: Function, arrays: "Sequence[Optional[Array]]",
+def _make(context: "Context", function: Function, kinds: "list[Optional[Kind]]",
           options: "tuple[Any, ...]") -> Plan:
+    arrays = [None if kind is None else array_of(kind) for kind in kinds]
     named = dict(zip(function.arrays, arrays))
     check_devices(named, context)
     family = _family.find(context, function.family)
@@ -103,28 +111,66 @@ def _make(context: "Context", function: Function, arrays: "Sequence[Optional[Arr
     names = dict(zip(function.fields, function.arrays))
     spec = _spec(context, family, inferred.params, names)
     shapes = _family.spec_shapes(context, family, spec)
-    block = family.arrays_type()
-    fill, written, made = [], [], None
-    for i, (slot, shape) in enumerate(zip(family.slots, shapes)):
-        name = names.get(slot.name, slot.name)
-        array = _viewed(named.get(name), inferred.views.get(name))
+    assert function.fields == tuple(slot.name for slot in family.slots)
+    block, make, noted = family.arrays_type(), None, []
+    is_written = [shape.role in (_structs.OUT, _structs.INOUT) for shape in shapes]
+    for i, (name, shape) in enumerate(zip(function.arrays, shapes)):
+        array = _viewed(named[name], inferred.views.get(name))
         if array is None and name == function.output and shape.role == _structs.OUT:
-            dims = tuple(shape.dims[: shape.rank])[-inferred.output_rank:]
-            made = (dims, _structs.DTYPES[shape.dtype])
-        else:
-            check_array(name, array, shape)
-        if shape.role == _structs.ABSENT:
+            make = _maker(name, arrays, shape, inferred.output_rank)
             continue
-        if array is not None and 0 not in array.shape:  # an empty one's strides mean nothing
+        check_array(name, array, shape)
+        if array is None:
+            continue
+        if 0 not in array.shape:  # an empty one's strides mean nothing
             block[i].rank = len(array.shape)
             block[i].strides[: len(array.shape)] = array.strides
-        fill.append((function.arrays.index(name), i))
-        if shape.role != _structs.IN:
-            written.append(function.arrays.index(name))
+        if is_written[i] and array.source == "torch":
+            noted.append(i)
     output = function.arrays.index(function.output)
     renamed = {field: name for field, name in names.items() if field != name}
-    return Plan(function, family, spec, ctypes.byref(spec), bytes(block), tuple(fill), output,
-                made, tuple(written), renamed)
+    pack = struct.Struct(_structs.ARRAY_FORMAT * len(arrays)).pack
+    return Plan(function, family, spec, ctypes.byref(spec), pack, _parts(block), output, make,
+                _current_stream(kinds), is_written, tuple(noted), _note_write() if noted else None, renamed)
+
+
+def _maker(name: str, arrays: "Sequence[Optional[Array]]", shape: _structs.Shape, rank: int
+           ) -> "Callable[[], Any]":
+    """What makes the output `name`."""
+    like = next(array for array in arrays if array is not None)
+    try:
+        return maker(like, tuple(shape.dims[: shape.rank])[-rank:], _structs.DTYPES[shape.dtype])
+    except Error as error:
+        raise Error(f"{name}: {error}") from None
+
+
+def _parts(block: Any) -> "list[Any]":
+    parts: "list[Any]" = []
+    for array in block:
+        parts += (0, bytes(array)[_structs.ARRAY_TAIL:])
+    return parts
+
+
+def torch_index(kinds: "Sequence[Optional[Kind]]") -> int:
+    """The device index of the first CUDA tensor of torch's; -1 if there is none."""
+    for kind in kinds:
+        array = None if kind is None else array_of(kind)
+        if array is not None and array.source == "torch" and array.device != "cpu":
+            return int(array.device.partition(":")[2])
+    return -1
+
+
+def _current_stream(kinds: "Sequence[Optional[Kind]]") -> "Optional[Callable[[], int]]":
+    index = torch_index(kinds)
+    if index < 0:
+        return None
+    from . import _torch
+    return partial(_torch.current_stream, index)
+
+
+def _note_write() -> "Callable[[Any], None]":
+    from . import _torch
+    return _torch.note_write
 
 
 def _viewed(array: Optional[Array], view: "Optional[tuple[Any, Any]]") -> Optional[Array]:

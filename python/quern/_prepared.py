@@ -3,8 +3,7 @@
     prepare() ──> Prepared ──p()──> [torch's current stream] ──> quern_launch()
 
 p() builds nothing: the spec, the arrays and the call are structs made once, which C only reads,
-so any number of threads may be in it; on torch's GPUs one struct quern_call for each stream met
-is kept. A kernel that needs a workspace takes it from torch's caching allocator on the current
+so any number of threads may be in it. A kernel that needs a workspace takes it from torch's caching allocator on the current
 stream for each call: right with several streams and in a graph's capture. p(a=...) checks what is
 new and works on a copy.
 """
@@ -13,17 +12,16 @@ from __future__ import annotations
 
 import ctypes
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Optional
 
 from . import _call, _family, _plan, _structs
-from ._arrays import Array, describe
+from ._arrays import Kind, Readings, array_of, read_all
 from ._errors import Error, invalid, require_text
+from ._structs import pack_call
 
 if TYPE_CHECKING:
     from ._context import Context
     from ._plan import Plan
-
-_MOST_STREAMS = 256
 
 
 def request_of(spec: _structs.Spec, block: Any, variant: Optional[str], config: Optional[str]
@@ -61,12 +59,14 @@ class Prepared:
     out                            the output array
     """
 
-    def __init__(self, ctx: "Context", plan: "Plan", arrays: "list[Optional[Array]]", out: Any,
+    def __init__(self, ctx: "Context", plan: "Plan", readings: Readings, out: Any,
                  variant: Optional[str], config: Optional[str]) -> None:
         self.out = out
-        self._context, self._plan, self._described = ctx, plan, arrays
+        self._context, self._plan = ctx, plan
+        self._owners, self._data, self._kinds = readings
         self._state, self._calls = ctx._state, ctx._state.calls
-        self._spec, self._arrays, self._call = plan.spec, plan.block(arrays), _structs.Call()
+        self._spec, self._call = plan.spec, _structs.Call()
+        self._arrays = plan.family.arrays_type.from_buffer_copy(plan.block(self._data))
         kernel = ctypes.c_void_p()
         request = request_of(plan.spec, self._arrays, variant, config)
         report = _structs.Report()
@@ -98,14 +98,12 @@ class Prepared:
         launch = self._foreign = self._context._library.quern_launch
         self._before = (ctypes.byref(self._ctx), ctypes.byref(self._kernel), self._plan.spec_ref)
         self._launch = partial(launch, *self._before, ctypes.byref(self._arrays))
-        self._index = _call.torch_index(self._described)
-        self._by_stream: "dict[int, Any]" = {}
+        self._places = {name: i for i, name in enumerate(self._plan.function.arrays)
+                        if self._kinds[i] is not None}
         self._default_call = ctypes.byref(self._call)
         self._run: "Callable[[], int]" = partial(self._launch, self._default_call)
-        if self._index >= 0:
-            from . import _torch
-            self._current_stream = _torch.current_stream
-            self._empty_workspace = _torch.empty_workspace
+        if self._plan.current_stream is not None:
+            self._current_stream = self._plan.current_stream
             self._run = self._run_workspace if self.workspace_bytes else self._run_torch
 
     def __call__(self, **replaced: Any) -> Any:
@@ -127,41 +125,33 @@ class Prepared:
         raise self._context._error(status, self._state.handle, self._plan.names)
 
     def _run_torch(self) -> int:
-        stream = self._current_stream(self._index)
-        call = self._by_stream.get(stream)
-        return self._launch(self._call_on(stream) if call is None else call)
-
-    def _call_on(self, stream: int) -> Any:
-        """byref() of a struct quern_call for the stream, kept."""
-        if len(self._by_stream) >= _MOST_STREAMS:
-            self._by_stream.clear()
-        call = self._by_stream[stream] = ctypes.byref(_structs.Call(stream))
-        return call
+        return self._launch(pack_call(self._current_stream(), 0, 0))
 
     def _run_workspace(self) -> int:
         call, _workspace = self._call_with_workspace()
         return self._launch(call)
 
-    def _call_with_workspace(self) -> "tuple[Any, Any]":
+    def _call_with_workspace(self) -> "tuple[bytes, Any]":
         """For one call: a struct quern_call and its memory, to be kept until C has returned."""
-        workspace = self._empty_workspace(self.workspace_bytes, self._index)
-        call = _structs.Call(self._current_stream(self._index), workspace.data_ptr(),
-                             self.workspace_bytes)
-        return ctypes.byref(call), workspace
+        from . import _torch
+        workspace = _torch.empty_workspace(self.workspace_bytes, self._context.device)
+        return pack_call(self._current_stream(), workspace.data_ptr(),
+                         self.workspace_bytes), workspace
 
     # ---- With other arrays ---------------------------------------------------------------------
 
     def _call_with(self, replaced: "dict[str, Any]") -> Any:
-        stream = _call.raw_stream(replaced.pop("stream", None))
-        names = self._plan.function.arrays
-        arrays, out = list(self._described), self.out
-        for name, value in replaced.items():
-            if name not in names or arrays[names.index(name)] is None:
-                raise Error(f"{self._plan.function.family} was not prepared with an array {name!r}")
-            index = names.index(name)
-            arrays[index] = self._checked(name, value, stream, arrays[index])
-            out = value if index == self._plan.output else out
-        block = self._plan.block(arrays)
+        stream = _call.raw_stream(replaced.pop("stream")) if "stream" in replaced else None
+        owners, data, kinds = self._owners.copy(), self._data.copy(), self._kinds
+        if not replaced.keys() <= self._places.keys():
+            raise self._refuse_names(replaced)
+        for name, owner, address, kind in zip(
+                replaced, *read_all(tuple(replaced), replaced.values(), stream)):
+            place = self._places[name]
+            if kind != kinds[place]:
+                self._check_replacement(name, place, kind)
+            owners[place], data[place] = owner, address
+        block = self._plan.block(data)
         call, _workspace = self._call_for(stream)
         self._calls.append(None)
         try:
@@ -172,40 +162,36 @@ class Prepared:
                 self._fail(status)
         finally:
             self._calls.pop()
-        _call.note_writes(self._plan, arrays)
-        return out
+        self._plan.note_writes(owners)
+        return replaced.get(self._plan.function.output, self.out)
+
+    def _refuse_names(self, names: "Iterable[str]") -> Error:
+        name = next(name for name in names if name not in self._places)
+        return Error(f"{self._plan.function.family} was not prepared with an array {name!r}")
 
     def _call_for(self, stream: Optional[int]) -> "tuple[Any, Any]":
-        if stream is not None:
-            stream = _call.stream_of(self._described, stream)
-            return ctypes.byref(_structs.Call(stream)), None
-        if self._index < 0:
-            return self._default_call, None
-        if self.workspace_bytes:
+        if stream is None and self.workspace_bytes and self._plan.current_stream is not None:
             return self._call_with_workspace()
-        return ctypes.byref(_structs.Call(self._current_stream(self._index))), None
+        raw = _call.stream_of(self._plan, self._context, stream)
+        return pack_call(raw, 0, 0) if raw else self._default_call, None
 
-    def _checked(self, name: str, value: Any, stream: Optional[int], was: Optional[Array]) -> Array:
-        """The new array's record. Error: it differs from the prepared one."""
-        array = describe(name, value, stream)
-        assert was is not None
-        if array[2:6] != was[2:6]:  # shape, strides, dtype, device
-            raise _refuse_replacement(name, array, was)
-        written = self._plan.written
-        if not array.is_writable and self._plan.function.arrays.index(name) in written:
+    def _check_replacement(self, name: str, place: int, kind: Optional[Kind]) -> None:
+        """Error: the new array is none, or differs in more than its library."""
+        prepared = self._kinds[place]
+        assert prepared is not None
+        if kind is None:
+            raise invalid(name, "must be given")
+        new, old = array_of(kind), array_of(prepared)
+        for what in ("device", "dtype", "shape", "strides"):
+            is_, must = getattr(new, what), getattr(old, what)
+            if is_ != must:
+                prefix = "on" if what == "device" else what
+                raise invalid(name, f"{prefix} {is_}: must be {must}, as prepared")
+        if not new.is_writable and self._plan.is_written[place]:
             raise invalid(name, "is read-only")
-        return array
 
     def __repr__(self) -> str:
         return f"<quern.Prepared {self.variant} for {self.bucket}>"
-
-
-def _refuse_replacement(name: str, array: Array, was: Array) -> Error:
-    for what, new, old in (("on", array.device, was.device), ("dtype", array.dtype, was.dtype),
-                           ("shape", array.shape, was.shape)):
-        if new != old:
-            return invalid(name, f"{what} {new}: must be {old}, as prepared")
-    return invalid(name, f"strides {array.strides}: must be {was.strides}, as prepared")
 
 
 def _step(step: _structs.StepReport) -> "dict[str, Any]":
@@ -216,7 +202,7 @@ def _step(step: _structs.StepReport) -> "dict[str, Any]":
 
 def bind_call(family: str, arrays: "tuple[Any, ...]", arguments: "dict[str, Any]",
               context: "Optional[Context]"
-              ) -> "tuple[Context, Plan, list[Optional[Array]], Any]":
+              ) -> "tuple[Context, Plan, Readings, Any]":
     """The plan of a call by its family's name, its arrays, and the output, made if not given."""
     from .families import DESCRIPTIONS
     function = DESCRIPTIONS.get(family)
@@ -224,13 +210,14 @@ def bind_call(family: str, arrays: "tuple[Any, ...]", arguments: "dict[str, Any]
         context = context or _call.default_for(arrays + tuple(arguments.values()))
         function = _call.generic(_family.find(context, family), arrays, arguments)
     values, options = _call.bind(function, arrays, arguments)
-    described = _call.describe_all(function, values)
-    context = _call.context_for(function, described, context)
-    plan = _plan.find(context, function, described, options)
+    readings = read_all(function.arrays, values)
+    context = _call.context_for(function, readings[2], context)
+    plan = _plan.find(context, function, readings[2], options)
     out = values[plan.output]
-    if plan.makes_output is not None:
-        out = _call.make_output(plan, described)
-    return context, plan, described, out
+    if plan.make is not None:  # from here on the output is given
+        out = _call.make_output(plan, readings)
+        plan = _plan.find(context, function, readings[2], options)
+    return context, plan, readings, out
 
 
 def prepare(family: str, *arrays: Any, variant: Optional[str] = None,
@@ -246,8 +233,8 @@ def prepare(family: str, *arrays: Any, variant: Optional[str] = None,
     Runs nothing. Never tunes, except in a Context with tune=. Error: an argument; UNSUPPORTED,
     SEALED, NO_COMPILER and so on with the library's text.
     """
-    context, plan, described, out = bind_call(family, arrays, arguments, context)
+    context, plan, readings, out = bind_call(family, arrays, arguments, context)
     if context._tune_s is not None and variant is None and config is None:
         from . import _tune
-        _tune.tune_once(context, plan, described, plan.block(described))
-    return Prepared(context, plan, described, out, variant, config)
+        _tune.tune_once(context, plan, readings[1], plan.block(readings[1]))
+    return Prepared(context, plan, readings, out, variant, config)

@@ -10,6 +10,7 @@ What is not here: meanings. The headers are the reference.
 from __future__ import annotations
 
 import ctypes
+import struct
 from ctypes import (CFUNCTYPE, POINTER, Structure, c_char, c_char_p, c_double, c_int, c_int64,
                     c_size_t, c_uint64, c_void_p)
 
@@ -58,6 +59,12 @@ class ArrayStruct(Structure):
     """struct quern_array"""
     _fields_ = [("data", c_void_p), ("size_bytes", c_size_t), ("rank", c_int64),
                 ("strides", c_int64 * MAX_RANK)]
+
+
+# Both are only read by C during a call, so they may be bytes: cheaper to make than the classes.
+ARRAY_TAIL = ArrayStruct.size_bytes.offset  # where all but the data pointer begins
+ARRAY_FORMAT = f"P{ctypes.sizeof(ArrayStruct) - ARRAY_TAIL}s"  # data, tail
+pack_call = struct.Struct("PPN").pack  # stream, workspace, workspace_bytes of struct quern_call
 
 
 class Shape(Structure):

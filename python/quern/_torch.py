@@ -3,7 +3,7 @@
 Imported when the first torch tensor is met, never before, so that a program without torch pays
 nothing and a torch that is imported after quern is found.
 
-    tensor --describe()--> Array            pointer, shape, strides, dtype name, device
+    tensor --read()--> address, kind        shape, strides, dtype and device by name
     a call --current_stream()--> stream     torch's current stream of the tensor's device
     library --alloc/free callbacks--> torch's caching allocator, on the call's stream
 
@@ -20,11 +20,12 @@ operator of torch.
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import Any, Callable, Optional, Tuple
 
 import torch
 
-from ._arrays import Array
+from ._arrays import Reading, row_major
 from ._errors import Error
 from ._structs import AllocCallback, FreeCallback
 
@@ -43,7 +44,6 @@ _DTYPES = {
     "i64": torch.int64,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items() if dtype is not None}
-_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
 
 
 # ---- Tensors -----------------------------------------------------------------------------------
@@ -62,28 +62,26 @@ def dtype_of(name: str) -> torch.dtype:
     return dtype
 
 
-def describe(tensor: torch.Tensor) -> Array:
-    """The record of a tensor; its memory is valid while the tensor lives.
+def read(tensor: torch.Tensor, stream: Optional[int] = None) -> Reading:
+    """A tensor's address and kind. ``stream`` is not used: calls take torch's current one.
 
-    Error, without the argument's name, for what has no plain memory (sparse, meta, fake, wrapped
-    or freed tensors), for a lazy negation, and for a tensor that requires a gradient while
-    gradients are recorded. dtypes and devices that the library does not have are named, not
-    refused.
+    Error, without the argument's name, for what has no plain memory (sparse, meta, wrapped or
+    freed tensors), for a lazy negation, and for a tensor that requires a gradient while gradients
+    are recorded. dtypes and devices that the library does not have are named, not refused.
     """
-    if type(tensor) not in _PLAIN_TYPES:
-        _refuse_subclass(tensor)
     if tensor.requires_grad and torch.is_grad_enabled():
         raise Error(GRADIENT)
-    if tensor.layout is not torch.strided:
-        raise Error(f"layout {_plain(tensor.layout)}: must be strided (dense)")
-    data = _data_ptr(tensor)
+    try:
+        shape, strides, data = tensor.shape, tensor.stride(), tensor.data_ptr()
+    except RuntimeError as error:
+        raise Error(_why_not_plain(tensor, error)) from error
     if not data and tensor.numel():
         raise Error(_why_no_memory(tensor))
     if tensor.is_neg():
         raise Error("is a lazy negation: pass a.resolve_neg()")
-    dtype = dtype_name(tensor.dtype)
-    shape, strides = tuple(tensor.shape), tensor.stride()
-    return Array(tensor, data, shape, strides, dtype, _device_name(tensor), True, "torch")
+    dtype, device = tensor.dtype, tensor.device
+    return tensor, data, (shape, strides, _NAMES.get(dtype) or _plain(dtype),
+                          _devices.get(device) or _device_name(device), True, "torch")
 
 
 GRADIENT = (
@@ -95,19 +93,20 @@ def _plain(thing: object) -> str:
     return str(thing).replace("torch.", "", 1)
 
 
-def _device_name(tensor: torch.Tensor) -> str:
-    if tensor.is_cpu:
-        return "cpu"
-    return f"cuda:{tensor.get_device()}" if tensor.is_cuda else str(tensor.device)
+_devices: "dict[torch.device, str]" = {}  # the names of those met
 
 
-def _data_ptr(tensor: torch.Tensor) -> int:
-    """torch refuses by RuntimeError where a tensor is a wrapper without storage (vmap, ...)."""
-    try:
-        return tensor.data_ptr()
-    except RuntimeError as error:
-        first_line = str(error).partition("\n")[0]
-        raise Error(f"has no memory of its own: {first_line}") from error
+def _device_name(device: torch.device) -> str:
+    name = _devices[device] = "cpu" if device.type == "cpu" else str(device)
+    return name
+
+
+def _why_not_plain(tensor: torch.Tensor, error: RuntimeError) -> str:
+    """Only strided tensors have strides, and storage unless they wrap another (vmap, ...)."""
+    if tensor.layout is not torch.strided:
+        return f"layout {_plain(tensor.layout)}: must be strided (dense)"
+    first_line = str(error).partition("\n")[0]
+    return f"has no memory of its own: {first_line}"
 
 
 def _why_no_memory(tensor: torch.Tensor) -> str:
@@ -116,8 +115,9 @@ def _why_no_memory(tensor: torch.Tensor) -> str:
     return "its memory was freed (the storage was resized to 0)"
 
 
-def _refuse_subclass(tensor: torch.Tensor) -> None:
-    """Fake tensors give a null pointer and a warning; wrappers (DTensor) have theirs inside."""
+def check_class(tensor: torch.Tensor) -> None:
+    """Error: fake tensors (a null pointer and a warning), wrappers such as DTensor (theirs is
+    inside)."""
     from torch._subclasses.fake_tensor import FakeTensor
     from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
@@ -128,15 +128,20 @@ def _refuse_subclass(tensor: torch.Tensor) -> None:
         raise Error(f"a {kind} wraps other tensors: pass one that has its own memory")
 
 
-def empty(shape: Tuple[int, ...], dtype: str, like: torch.Tensor) -> torch.Tensor:
-    """A new dense tensor on like's device, of a dtype named as the library does. Not filled."""
-    return torch.empty(shape, dtype=dtype_of(dtype), device=like.device)
+def maker(shape: Tuple[int, ...], dtype: str, device: str) -> Callable[[], torch.Tensor]:
+    """Makes dense tensors, not filled; empty_strided() costs half of what empty() does."""
+    return partial(
+        torch.empty_strided,
+        shape,
+        row_major(shape),
+        dtype=dtype_of(dtype),
+        device=torch.device(device),
+    )
 
 
-def note_write(tensor: torch.Tensor) -> None:
-    """Tell autograd that a call wrote to the tensor: a backward() that needs its old contents is
-    refused then."""
-    torch.autograd.graph.increment_version(tensor)
+note_write: Callable[[torch.Tensor], None] = torch.autograd.graph.increment_version
+"""Tells autograd that a call wrote to the tensor: a backward() that needs its old contents is
+refused then."""
 
 
 # ---- Streams -----------------------------------------------------------------------------------
@@ -171,12 +176,12 @@ def is_cuda_usable() -> bool:
 # ---- Memory ------------------------------------------------------------------------------------
 
 
-def empty_workspace(nbytes: int, device_index: int) -> torch.Tensor:
+def empty_workspace(nbytes: int, device: str) -> torch.Tensor:
     """uint8 memory of torch's current stream, for a call on that stream; 512-byte aligned.
 
     It may be dropped as soon as the call is queued: what torch gives it to next is ordered behind.
     """
-    return torch.empty(nbytes, dtype=torch.uint8, device=torch.device("cuda", device_index))
+    return torch.empty(nbytes, dtype=torch.uint8, device=device)
 
 
 def _alloc(nbytes: int, device: int, stream: Optional[int], _user: Any) -> Optional[int]:

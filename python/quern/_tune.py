@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Sequence
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional
 
-from . import _call, _context, _family, _structs
-from ._arrays import Array
+from . import _context, _family, _structs
 from ._errors import Error, require_seconds
 from ._prepared import bind_call, request_of
 
@@ -79,9 +78,9 @@ def tune(family: str, *arrays: Any, budget: Optional[float] = None,
     if arrays or any(_is_array(value) for value in arguments.values()):
         if device is not None:
             raise Error(f"device={device}: must not be given with arrays, which are somewhere")
-        context, plan, described, out = bind_call(family, arrays, arguments, context)
-        request = request_of(plan.spec, plan.block(described), variant, None)
-        _finish_work(described)
+        context, plan, (_owners, data, _kinds), _out = bind_call(family, arrays, arguments, context)
+        request = request_of(plan.spec, plan.block(data), variant, None)
+        _finish_work(plan, context)
         return _tune(context, request, options, progress, plan.names)
     if context is None:
         context = _context.default(_device(device))
@@ -112,12 +111,11 @@ def _options(budget: Optional[float], max_configs: Optional[int], force: bool
                                 max_configs=max_configs or 0, force=bool(force))
 
 
-def _finish_work(arrays: "Sequence[Optional[Array]]") -> None:
+def _finish_work(plan: "Plan", context: "Context") -> None:
     """The tuner's streams are its own: what torch's still write must be there before."""
-    index = _call.torch_index(arrays)
-    if index >= 0:
+    if plan.current_stream is not None:
         from . import _torch
-        _torch.synchronize(index)
+        _torch.synchronize(_context.device_index(context.device))
 
 
 def _tune(context: "Context", request: _structs.Request, options: _structs.TuneOptions,
@@ -169,21 +167,19 @@ def _alignment(address: int) -> int:
     return min(address & -address, 16) or 16
 
 
-def tune_once(context: "Context", plan: "Plan", arrays: "Sequence[Optional[Array]]", block: Any
-              ) -> None:
+def tune_once(context: "Context", plan: "Plan", data: "list[int]", block: bytes) -> None:
     """Tunes what such a call needs, unless this was done or a stored winner serves it.
 
     Not while torch's current stream is being captured: the call then says what it lacks.
     """
-    key = (plan.function.family, bytes(plan.spec), plan.template,
-           *[_alignment(array.data) for array in arrays if array is not None])
+    key = (plan.function.family, bytes(plan.spec), *plan.parts, *map(_alignment, data))
     if key in context._tuned:
         return
-    if _call.torch_index(arrays) >= 0:
+    if plan.current_stream is not None:
         from . import _torch
         if _torch.is_capturing():
             return
-    _finish_work(arrays)
+    _finish_work(plan, context)
     _tune(context, request_of(plan.spec, block, None, None),
           _options(context._tune_s, None, False), None, plan.names)
     context._tuned.add(key)

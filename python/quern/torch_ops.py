@@ -1,6 +1,6 @@
 """quern's families as operators of PyTorch: torch.ops.quern.gemm and others.
 
-    eager         quern.gemm(a, b) ------------------------------> families.gemm.run
+    eager         quern.gemm(a, b) ------------------------------> _call.run
     torch.compile quern.gemm(a, b) -> traced_gemm -> torch.ops.quern.gemm -> run
                                                      while tracing: fake_gemm (shapes and dtypes)
 
@@ -25,9 +25,10 @@ from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 import torch
 
 from . import _torch
+from ._call import run
 from ._errors import Error
-from .families import copy as copy_family
-from .families import gemm as gemm_family
+from .families.copy import COPY
+from .families.gemm import GEMM
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _TAGS = tuple(
@@ -94,9 +95,7 @@ def gemm(
     n: Optional[int] = None,
 ) -> torch.Tensor:
     """torch.ops.quern.gemm on the CPU and CUDA: quern.gemm() into a new tensor."""
-    return gemm_family.run(
-        a, b, bias=bias, layout=layout, math=math, out_dtype=out_dtype, packed=packed, n=n
-    )
+    return run(GEMM, (a, b, bias, None), (False, layout, math, out_dtype, packed, n), None, None)
 
 
 def gemm_out(
@@ -111,9 +110,7 @@ def gemm_out(
     packed: int = 0,
 ) -> None:
     """torch.ops.quern.gemm_out on the CPU and CUDA: quern.gemm() into out."""
-    gemm_family.run(
-        a, b, out, bias=bias, layout=layout, math=math, accumulate=accumulate, packed=packed
-    )
+    run(GEMM, (a, b, bias, out), (accumulate, layout, math, None, packed, None), None, None)
 
 
 def _gemm_columns(b: torch.Tensor, bias: Optional[torch.Tensor], layout: str, n: Any) -> Any:
@@ -237,14 +234,14 @@ _LIBRARY.define(
 
 def copy(x: torch.Tensor, *, alpha: Optional[float] = None) -> torch.Tensor:
     """torch.ops.quern.copy on the CPU and CUDA: quern.copy() into a new tensor."""
-    return copy_family.run(x, alpha=alpha)
+    return run(COPY, (x, None), (alpha, False), None, None)
 
 
 def copy_out(
     x: torch.Tensor, out: torch.Tensor, *, alpha: Optional[float] = None, inplace: bool = False
 ) -> None:
     """torch.ops.quern.copy_out on the CPU and CUDA: quern.copy() into out."""
-    copy_family.run(x, out, alpha=alpha, inplace=inplace)
+    run(COPY, (x, out), (alpha, inplace), None, None)
 
 
 def fake_copy(x: torch.Tensor, *, alpha: Optional[float] = None) -> torch.Tensor:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import textwrap
 import unittest
 
-from common import BUILD, ROOT, Case, from_bf16, main, np, poisoned, quern, random, to_bf16
+from common import (BUILD, ROOT, Case, from_bf16, main, np, poisoned, quern, random, run_python,
+                    to_bf16)
 
 PLUGIN = os.path.join(BUILD or ROOT / "build", "tests", "plugin_scale.so")
 
@@ -164,6 +166,22 @@ class ReferenceTest(Case):
     def test_bits_and_numbers_agree(self):
         values = random(100)
         np.testing.assert_allclose(from_bf16(to_bf16(values)), values, rtol=4e-3)
+
+
+class OldTorchTest(Case):
+    def test_a_torch_without_what_operators_need_does_not_disturb_numpy(self):
+        """One older than 2.4, or one that another thread is still importing."""
+        done = run_python(textwrap.dedent("""
+            import sys, types
+            torch = sys.modules["torch"] = types.ModuleType("torch")
+            torch.Tensor, torch.library = type("Tensor", (), {}), types.ModuleType("library")
+            sys.modules["torch.compiler"] = torch.compiler = types.ModuleType("torch.compiler")
+            import numpy as np, quern
+            a = np.ones((3, 5), np.float32)
+            assert (quern.gemm(a, a) == 5).all() and (quern.copy(a[0]) == 1).all()
+            assert quern.prepare("gemm", a, a)().shape == (3, 3)
+        """))
+        self.assertEqual(done.returncode, 0, done.stderr)
 
 
 if __name__ == "__main__":

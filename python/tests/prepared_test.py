@@ -141,7 +141,7 @@ class FakeTorch:
     def current_stream(self, index):
         return self.stream
 
-    def empty_workspace(self, size, index):
+    def empty_workspace(self, size, device):
         memory = FakeWorkspace(size)
         self.workspaces.append(memory)
         return memory
@@ -164,24 +164,26 @@ class StreamTest(Case):
     def setUp(self):
         self.torch = FakeTorch()
         for patch in (mock.patch.object(quern, "_torch", self.torch, create=True),
-                      mock.patch("quern._call.torch_index", return_value=0)):
+                      mock.patch("quern._plan.torch_index", return_value=0)):
             patch.start()
             self.addCleanup(patch.stop)
+        self.context = quern.Context("cpu")  # whose plans are made with the patches
+        self.addCleanup(self.context.close)
         self.a, self.b, self.d = random(70, 300), random(384, 300), poisoned(70, 384)
         self.wanted = product(self.a, self.b)
 
-    def test_each_stream_has_a_call_of_its_own(self):
-        call = quern.prepare("gemm", self.a, self.b, out=self.d, config=self.config(0))
+    def test_each_call_is_on_the_current_stream(self):
+        call = self.context.prepare("gemm", self.a, self.b, out=self.d, config=self.config(0))
         for self.torch.stream in (0, 4096, 8192, 4096, 0):
             self.d[:] = np.nan
-            self.assert_close(call(), self.wanted, 3e-6)
-        self.assertEqual({stream: part._obj.stream or 0
-                          for stream, part in call._by_stream.items()},
-                         {0: 0, 4096: 4096, 8192: 8192})
+            with mock.patch.object(call, "_launch", wraps=call._launch) as launch:
+                self.assert_close(call(), self.wanted, 3e-6)
+            made = quern._structs.Call.from_buffer_copy(launch.call_args.args[0])
+            self.assertEqual((made.stream or 0, made.workspace_bytes), (self.torch.stream, 0))
         self.assert_close(call(a=self.a), self.wanted, 3e-6)
 
     def test_each_call_has_a_workspace_of_its_own(self):
-        call = quern.prepare("gemm", self.a, self.b, out=self.d, config=self.config(1))
+        call = self.context.prepare("gemm", self.a, self.b, out=self.d, config=self.config(1))
         for _ in range(2):
             self.d[:] = np.nan
             self.assert_close(call(), self.wanted, 3e-6)
@@ -191,7 +193,7 @@ class StreamTest(Case):
             self.assertFalse((workspace.memory == 255).all(), "it was not used")
 
     def config(self, pack_b):
-        config = quern.prepare("gemm", self.a, self.b, out=self.d).config
+        config = self.context.prepare("gemm", self.a, self.b, out=self.d).config
         return re.sub("pack_b=[01]", f"pack_b={pack_b}", config)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, Optional
 
 from .._arrays import Array
-from .._call import run as _run
+from .._call import is_traced, run
 from .._errors import invalid
 from .._plan import Function, Inferred
 
@@ -29,7 +28,7 @@ def _infer(arrays: "dict[str, Optional[Array]]", options: "dict[str, Any]") -> I
 
 
 COPY = Function("copy", ("x", "out"), ("x", "out"), "out", {"alpha": None, "inplace": False},
-                _infer)
+                _infer, "copy", ("x", "out"))
 
 
 def copy(x: Any, out: Any = None, *, alpha: "Optional[float]" = None, inplace: bool = False,
@@ -43,14 +42,7 @@ def copy(x: Any, out: Any = None, *, alpha: "Optional[float]" = None, inplace: b
 
     Returns out. Any thread. Error: an argument, by its name.
     """
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.compiler.is_compiling() and context is None and stream is None:
+    if is_traced() and context is None and stream is None:
         from .. import torch_ops
         return torch_ops.traced_copy(x, out, alpha, inplace)
-    return run(x, out, alpha=alpha, inplace=inplace, context=context, stream=stream)
-
-
-def run(x: Any, out: Any = None, *, alpha: "Optional[float]" = None, inplace: bool = False,
-        context: "Optional[Context]" = None, stream: Any = None) -> Any:
-    """copy() where nothing is traced."""
-    return _run(COPY, (x, out), (alpha, inplace), context, stream)
+    return run(COPY, (x, out), (alpha, inplace), context, stream)

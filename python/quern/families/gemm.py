@@ -9,11 +9,10 @@ What is not here: the rules of dtypes and layouts, which the library has.
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any, Optional
 
 from .._arrays import Array, dtype_word
-from .._call import run as _run
+from .._call import is_traced, run
 from .._errors import Error, invalid
 from .._plan import Function, Inferred
 
@@ -112,9 +111,9 @@ def _output_dtype(a: Array, out: Optional[Array], asked: Any) -> str:
     return out.dtype
 
 
-GEMM = Function("gemm", ("a", "b", "out", "bias"), ("a", "b", "d", "bias"), "out",
+GEMM = Function("gemm", ("a", "b", "bias", "out"), ("a", "b", "bias", "d"), "out",
                 {"accumulate": False, "layout": "nt", "math": "f32", "out_dtype": None,
-                 "packed": 0, "n": None}, _infer_gemm)
+                 "packed": 0, "n": None}, _infer_gemm, "gemm", ("a", "b", "out", "bias"))
 
 
 def gemm(a: Any, b: Any, out: Any = None, *, bias: Any = None, accumulate: bool = False,
@@ -142,21 +141,12 @@ def gemm(a: Any, b: Any, out: Any = None, *, bias: Any = None, accumulate: bool 
     Returns out. The first call of a bucket compiles. Any thread; on the CPU it has ended on
     return, on a GPU it is ordered by the stream. Error: an argument, by its name.
     """
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.compiler.is_compiling() and context is None and stream is None:
+    if is_traced() and context is None and stream is None:
         from .. import torch_ops
         return torch_ops.traced_gemm(a, b, out, bias, accumulate, layout, math, out_dtype,
                                       packed, n)
-    return _run(GEMM, (a, b, out, bias), (accumulate, layout, math, out_dtype, packed, n),
-                context, stream)
-
-
-def run(a: Any, b: Any, out: Any = None, *, bias: Any = None, accumulate: bool = False,
-        layout: str = "nt", math: str = "f32", out_dtype: Any = None, packed: int = 0,
-        n: "Optional[int]" = None, context: "Optional[Context]" = None, stream: Any = None) -> Any:
-    """gemm() where nothing is traced."""
-    return _run(GEMM, (a, b, out, bias), (accumulate, layout, math, out_dtype, packed, n),
-                context, stream)
+    return run(GEMM, (a, b, bias, out), (accumulate, layout, math, out_dtype, packed, n), context,
+               stream)
 
 
 def _infer_pack(arrays: "dict[str, Optional[Array]]", options: "dict[str, Any]") -> Inferred:
@@ -169,7 +159,7 @@ def _infer_pack(arrays: "dict[str, Optional[Array]]", options: "dict[str, Any]")
 
 
 GEMM_PACK = Function("gemm_pack", ("b", "out"), ("b", "packed"), "out",
-                     {"width": 32, "layout": "nt"}, _infer_pack)
+                     {"width": 32, "layout": "nt"}, _infer_pack, "gemm_pack", ("b", "out"))
 
 
 def gemm_pack(b: Any, out: Any = None, *, width: int = 32, layout: str = "nt",
@@ -182,4 +172,4 @@ def gemm_pack(b: Any, out: Any = None, *, width: int = 32, layout: str = "nt",
 
     Returns out. context, stream, Error and threads as for gemm().
     """
-    return _run(GEMM_PACK, (b, out), (width, layout), context, stream)
+    return run(GEMM_PACK, (b, out), (width, layout), context, stream)

@@ -67,9 +67,9 @@ SCRIPTS := $(wildcard $(foreach d,tests python/tests bench/tests,$d/*_test.sh $d
 FORMATTED = $(shell find include jit cache templates tools bench examples tests \
 	-name '*.[ch]' -o -name '*.cu' -o -name '*.cuh')
 
-all: $(B)/libquern.so $(B)/libquern.a $(B)/quern $(EXAMPLES) $(TRAVELS) ## library, CLI, examples
+all: $(B)/libquern.so $(B)/libquern.a $(B)/quern $(EXAMPLES) $(BENCHES) $(TRAVELS) ## all but tests
 objects: $(LIB_OBJECTS) ## only compile the library (to try a cross compiler with CC=)
-tests: $(SUITES) $(PLUGINS) $(BENCHES) ## only build the suites
+tests: $(SUITES) $(PLUGINS) ## only build the suites
 .PHONY: all objects tests demo test test-all check-gpu check-san bench bench-gpu layers format \
 	format-check install deps help clean FORCE
 .SECONDARY:
@@ -173,13 +173,13 @@ check-san: ## the C suites under ASan and UBSan, then under TSan
 	+@$(call sanitized,asan,address$(,)undefined,UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1)
 	+@$(call sanitized,tsan,thread,OMP_NUM_THREADS=1 TSAN_OPTIONS=suppressions=tests/tsan.supp)
 beside = QUERN_LIBRARY=$(abspath $(B))/$(SONAME) $1 bench/beside.py gemm --device $2 \
-	--json $(B)/bench/$2.json $3 && $1 bench/harness/page.py $(B)/bench/$2.json $(B)/bench/$2
+	--json $(B)/bench/$2.json --page $(B)/bench/$2 $3
 bench: deps ## compare with OpenBLAS, oneDNN and MKL on this machine (shapes/cpu.csv)
 	-@tools/deps.sh bench
-	@$(MAKE) all $(BENCHES)
+	@$(MAKE) all
 	@python=$$(bench/python.sh $(B)) && $(call beside,$$python,cpu,$(ARGS))
 bench-gpu: ## compare with cuBLASLt, torch and Triton on a GPU (shapes/gpu.csv); installs nothing
-	@$(MAKE) all $(BENCHES)
+	@$(MAKE) all
 	@$(call beside,$${PYTHON:-python3},cuda,--shapes gpu --starts $(ARGS))
 layers: ## check the #include edges against the layout
 	@python3 tools/layers.py

@@ -85,12 +85,13 @@ def parser() -> Parser:
     found.add_argument("family", nargs="?", default="", metavar="FAMILY", help=" ".join(FAMILIES))
     add = found.add_argument
     add("--device", default="cpu", help="cpu, cuda or cuda:N")
-    add("--shapes", help=f"a file, or a set: {' '.join(shapes.sets())}")
+    add("--shapes", help="a file, or a set of bench/shapes/FAMILY")
     add("--only", metavar="TEXT", help="the shapes whose line has TEXT in it")
     add("--sample", type=count, metavar="N", help="N shapes, evenly spread over the set")
     add("--peers", metavar="A,B", help="only these; none: quern alone")
     add("--dtype", help="instead of what the shapes say")
-    add("--tune", type=budget, metavar="SECONDS", help="a shape; 0: untuned only")
+    add("--tune", type=budget, metavar="SECONDS",
+        help="a shape (4 on the CPU, 5 on a GPU); 0: untuned only")
     add("--cache", default="", metavar="FILE", help="quern's; without: in memory")
     add("--variant", help="quern: only this one")
     add("--config", help="quern: these choices, untuned")
@@ -99,7 +100,7 @@ def parser() -> Parser:
     add("--threads", type=count, metavar="N", help="CPU; else OMP_NUM_THREADS, else 2")
     add("--starts", action="store_true", help="what first calls and launches cost, too")
     add("--json", metavar="FILE", help="the run as an object; -: on stdout, the talk on stderr")
-    add("--plot", metavar="FILE.png", help="ratios and roofline")
+    add("--plot", type=picture, metavar="FILE.png", help="ratios and roofline")
     add("--page", metavar="DIR", help="a page of HTML with all of it")
     add("-v", "--verbose", action="store_true", help="what every contestant chose")
     return found
@@ -133,9 +134,30 @@ def chosen_peers(text: str, known: list[str]) -> list[str]:
     """The names of --peers."""
     names = [] if text == "none" else text.split(",")
     for name in names:
-        if name not in known:
-            raise BadOption(f"--peers {name}: must be none, or of {','.join(known)}")
+        if name not in known or names.count(name) > 1:
+            raise BadOption(f"--peers {name}: must be none, or of {','.join(known)}, each once")
     return names
+
+
+def picture(text: str) -> str:
+    """The file of --plot."""
+    if not text.endswith(".png"):
+        raise argparse.ArgumentTypeError(f"{text}: must end in .png")
+    return text
+
+
+def check_outputs(options: argparse.Namespace) -> None:
+    """What is written at the end must be writable before anything is measured."""
+    for name, path in (("--json", options.json), ("--plot", options.plot)):
+        folder = Path(path or ".").absolute().parent
+        if path not in (None, "-") and not (folder.is_dir() and os.access(folder, os.W_OK)):
+            raise BadOption(f"{name} {path}: must be in a folder that can be written to")
+    try:
+        if options.page:
+            os.makedirs(options.page, exist_ok=True)
+    except OSError as failure:
+        raise BadOption(f"--page {options.page}: {failure.strerror}: must be a folder, or one "
+                        "that can be made") from None
 
 
 def default_threads() -> int:
@@ -147,15 +169,14 @@ def default_threads() -> int:
 def chosen_shapes(options: argparse.Namespace, adapter: ModuleType) -> list[dict[str, int | str]]:
     """The shapes of the run, in the order of the file."""
     kind = options.device.partition(":")[0]
-    lines = shapes.read(shapes.find(options.shapes or adapter.DEFAULT_SHAPES[kind]))
-    if options.dtype:
-        lines = [{**line, "dtype": options.dtype} for line in lines]
-    found = [adapter.params_of(line, adapter.DTYPES[kind][0]) for line in lines]
-    if options.only:
-        found = [params for params in found if options.only in adapter.label(params)]
+    dtype = {"dtype": options.dtype} if options.dtype else {}
+    path = shapes.find(options.family, options.shapes or adapter.DEFAULT_SHAPES[kind])
+    known = shapes.read(path, adapter.COLUMNS, lambda line: adapter.params_of(
+        {**line, **dtype}, adapter.DTYPES[kind][0]))
+    found = [params for params in known if (options.only or "") in adapter.label(params)]
     if not found:
         raise BadOption(f"--only {options.only}: must be in a shape's line, "
-                        f"such as {adapter.label(adapter.params_of(lines[0], 'f32'))}")
+                        f"such as {adapter.label(known[0])}")
     return shapes.sample(found, options.sample) if options.sample else found
 
 
@@ -281,7 +302,8 @@ def run_all(options: argparse.Namespace) -> int:
     adapter = check_options(options)
     chosen = chosen_shapes(options, adapter)
     set_environment(options.threads)
-    if options.plot or options.page:
+    check_outputs(options)
+    if options.plot:
         from harness import plot
 
         plot.require()
@@ -301,10 +323,10 @@ def run_all(options: argparse.Namespace) -> int:
     if options.starts:
         from harness import starts
 
-        run["starts"] = starts.measure(options.device, options.threads, say, options.tune or None)
+        run["starts"] = starts.measure(options.device, options.threads, say, options.tune)
     tell(options, run, say)
-    has_ours = all(any(entry["role"] == "ours" for entry in row["entries"]) for row in run["rows"])
-    return 0 if run["rows"] and has_ours else 1
+    is_ours_out = any(line.startswith("quern") for row in run["rows"] for line in row["left_out"])
+    return 0 if run["rows"] and not is_ours_out else 1
 
 
 def main(arguments: list[str]) -> int:

@@ -1,4 +1,4 @@
-"""What one warm call costs on the host: a child of harness/starts.py, in a process of its own.
+"""What one warm call of gemm costs on the host: a child of starts.py, in a process of its own.
 
     call_child.py JOB        JOB: {"device": "cpu" | "cuda:0", "library": build/bench/call_cost.so}
 
@@ -30,6 +30,7 @@ import time
 from typing import Any, Callable, Iterator, NamedTuple
 
 from harness.figures import mad, median
+from harness.start_child import inputs_of
 
 CALLS = 100  # a batch: the driver's queue holds 1024
 ROUNDS = 51
@@ -107,12 +108,6 @@ class FromC:
             raise RuntimeError(f"quern_{name}() from C returned {status}")
         return ns.value
 
-    def launch(self, calls: int) -> float:
-        return self.timed("launch", calls)
-
-    def run(self, calls: int) -> float:
-        return self.timed("run", calls)
-
     def dispatch(self, index: int, values: tuple[int, ...], calls: int) -> float:
         """quern_dispatch() with the spec's parameter `index` taken from `values`, 2^i of them."""
         array = (ctypes.c_int64 * len(values))(*values)
@@ -159,16 +154,9 @@ class Bench:
         return torch
 
     def arrays(self, m: int, n: int, k: int, dtype: str) -> list[Any]:
-        """a, b, d: NumPy f32 on the CPU, torch tensors on a GPU."""
-        shapes = ((m, k), (n, k), (m, n))
-        if self.kind == "cpu":
-            import numpy
-
-            generator = numpy.random.default_rng()
-            return [generator.random(shape, "f4") - 0.5 for shape in shapes]
-        torch_dtype = {"f32": self.torch.float32, "bf16": self.torch.bfloat16}[dtype]
-        return [(self.torch.rand(shape, device=self.device) - 0.5).to(torch_dtype)
-                for shape in shapes]
+        """a, b, d: NumPy arrays on the CPU, torch tensors on a GPU."""
+        job = {"device": self.device, "m": m, "n": n, "k": k, "dtype": dtype}
+        return list(inputs_of(job).arrays)
 
     def occupy(self) -> None:
         """Wait for the device, then give it something that lasts longer than a batch."""
@@ -194,10 +182,10 @@ class Bench:
         a2, _, d2 = self.arrays(*TINY[self.kind])
         prepared = quern.prepare("gemm", a, b, out=d)
         c = self.from_c(library, prepared)
-        yield Way("quern_launch() from C", "quern", c.launch)
+        yield Way("quern_launch() from C", "quern", functools.partial(c.timed, "launch"))
         yield python_way("Prepared() from Python", "quern", prepared)
         yield python_way("Prepared(a=.., out=..)", "quern", prepared, a=a2, out=d2)
-        yield Way("quern_run() from C", "quern", c.run)
+        yield Way("quern_run() from C", "quern", functools.partial(c.timed, "run"))
         yield python_way("quern.gemm(a, b, out=d)", "quern", quern.gemm, a, b, out=d)
 
     def torch_ways(self) -> Iterator[Way]:

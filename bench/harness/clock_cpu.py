@@ -5,7 +5,7 @@
     up to 16 calls, one set after another: their median
 
 Calls below 50 us are timed in batches of that length. With one thread the clock is that thread's
-own time, which a busy machine hardly changes; else the wall. The call from Python (about a
+process's own time, which a busy machine hardly changes; else the wall. The call from Python (about a
 microsecond) is inside, for everyone.
 """
 from __future__ import annotations
@@ -20,6 +20,8 @@ from harness.figures import median
 BATCH_S = 50e-6
 TURN_S = 0.04  # of counted calls, at most 16 of them
 SHORT_S = 0.02  # a longer call warms itself
+STEADY = 0.05
+WARMING_S = 1.0
 
 
 class Clock:
@@ -28,8 +30,8 @@ class Clock:
     def __init__(self, case: Case) -> None:
         self._sets = len(case.sets)
         self._is_own_time = case.threads == 1
-        self._clock = time.CLOCK_THREAD_CPUTIME_ID if self._is_own_time else time.CLOCK_MONOTONIC
-        self._next: dict[Contestant, int] = {}
+        self._clock = time.CLOCK_PROCESS_CPUTIME_ID if self._is_own_time else time.CLOCK_MONOTONIC
+        self._next = 0  # one for all: who is next must not find the set that was just used
         self._batch: dict[Contestant, tuple[int, float]] = {}
         self._before = usage()
 
@@ -71,7 +73,7 @@ class Clock:
     def _batch_of(self, contestant: Contestant) -> tuple[int, float]:
         """Calls that together last BATCH_S, and seconds of one; found once, after a first call."""
         if contestant not in self._batch:
-            self._time(contestant, 1)
+            self._warm(contestant)
             calls, call_s = 1, self._time(contestant, 1)
             while calls * call_s < BATCH_S:
                 calls *= 2
@@ -79,15 +81,24 @@ class Clock:
             self._batch[contestant] = calls, call_s
         return self._batch[contestant]
 
+    def _warm(self, contestant: Contestant) -> None:
+        """Calls until two in succession take the same time, within STEADY; at most WARMING_S."""
+        end, before = time.monotonic() + WARMING_S, self._time(contestant, 1)
+        while time.monotonic() < end:
+            now = self._time(contestant, 1)
+            if abs(now - before) <= STEADY * before:
+                return
+            before = now
+
     def _time(self, contestant: Contestant, calls: int) -> float:
         """Seconds a call, of `calls` that walk on over the sets."""
-        run, sets, index = contestant.run, self._sets, self._next.get(contestant, 0)
+        run, sets, index = contestant.run, self._sets, self._next
         begin = time.clock_gettime(self._clock)
         for _ in range(calls):
             run(index)
             index = index + 1 if index + 1 < sets else 0
         seconds = time.clock_gettime(self._clock) - begin
-        self._next[contestant] = index
+        self._next = index
         return seconds / calls
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Callable, Optional
 from weakref import WeakKeyDictionary
 
-from harness.contest import Case, Contestant
+from harness.contest import Case, Contestant, poison
 from harness.figures import median
 
 if TYPE_CHECKING:
@@ -77,8 +77,7 @@ class Clock:
 
     def __init__(self, case: Case) -> None:
         self._torch = find_torch()
-        self._sets = len(case.sets)
-        self._device = case.device
+        self._case, self._sets, self._device = case, len(case.sets), case.device
         self._torch.cuda.set_device(case.device)
         self._stream = self._torch.cuda.Stream(case.device)
         self._events = [self._torch.cuda.Event(enable_timing=True) for _ in range(2)]
@@ -97,10 +96,6 @@ class Clock:
         loop = self._loop_of(contestant)
         return median([self._time(loop) for _ in range(SCREENED)])
 
-    def settle(self) -> None:
-        """Wait until the device has done everything."""
-        self._torch.cuda.synchronize()
-
     def noise(self) -> float:
         """0: what others do on the device cannot be seen."""
         return 0.0
@@ -108,6 +103,7 @@ class Clock:
     def _loop_of(self, contestant: Contestant) -> Loop:
         if contestant not in self._loops:
             loop = self._record(contestant, self._launches_for(contestant))
+            self._check(contestant, loop)
             self._warm(loop)
             self._loops[contestant] = loop
         return self._loops[contestant]
@@ -137,6 +133,21 @@ class Clock:
     def _launch(self, contestant: Contestant, launches: int) -> None:
         for place in range(launches):
             contestant.run(place % self._sets)
+
+    def _check(self, contestant: Contestant, loop: Loop) -> None:
+        """What is timed computes the case: a graph may have caught nothing, or not all of it."""
+        if contestant.role == "reader":
+            return
+        ends = sorted({0, self._sets - 1})
+        for index in ends:
+            poison(self._case.sets[index].out)
+        self._torch.cuda.synchronize()
+        loop.replay()
+        self._torch.cuda.synchronize()
+        for index in ends:
+            error = self._case.error(index, self._case.sets[index].out)
+            if not error <= self._case.tolerance:
+                raise RuntimeError(f"WRONG when replayed, relative error {error:.2e}")
 
     def _warm(self, loop: Loop) -> None:
         """Replay until two in succession take the same time."""

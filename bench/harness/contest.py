@@ -105,9 +105,6 @@ class Clock(Protocol):
     def screen(self, contestant: Contestant) -> float:
         """Seconds a call, cheaply: to choose among alternatives."""
 
-    def settle(self) -> None:
-        """Return when nothing of an earlier turn still runs."""
-
     def noise(self) -> float:
         """Share of the machine that others had since the last call of noise(), 0..1."""
 
@@ -167,7 +164,15 @@ def leave_out(contestant: Contestant, why: str, left_out: list[str]) -> None:
     """Close the contestant and write down why."""
     detail = f" ({contestant.detail})" if contestant.detail else ""
     left_out.append(f"{contestant.name}{detail}: {why}")
-    contestant.close()
+    shut(contestant, left_out)
+
+
+def shut(contestant: Contestant, left_out: list[str]) -> None:
+    """Close it; what that raises is said, and ends nothing else."""
+    try:
+        contestant.close()
+    except Exception as failure:
+        left_out.append(f"{contestant.name}: close: {reason(failure)}")
 
 
 def reason(failure: Exception) -> str:
@@ -208,7 +213,7 @@ def screen(players: list[Player], clock: Clock, left_out: list[str]) -> Player |
     best = min(timed, key=lambda pair: pair[0])[1]
     for _, player in timed:
         if player is not best:
-            player.contestant.close()
+            shut(player.contestant, left_out)
     best.contestant.detail += f", fastest of {len(timed)}"
     return best
 
@@ -277,6 +282,8 @@ def hold(case: Case, entries: list[list[Contestant]], clock: Clock, limits: Limi
     Python's garbage collector rests meanwhile. One thread.
     """
     outcome = Outcome([], [])
+    for arrays in case.sets:  # memory that nobody has touched would be the first one's to pay for
+        poison(arrays.out)
     for entry in entries:
         admitted = [admit(case, contestant, outcome.left_out) for contestant in entry]
         best = screen([player for player in admitted if player], clock, outcome.left_out)

@@ -38,8 +38,10 @@ def geometric_mean(values: Sequence[float]) -> float:
 def means(rows: list[dict[str, Any]], groups: list[str]) -> list[dict[str, Any]]:
     """Geometric mean and worst of every peer's ratios, over `groups` of rows and over all.
 
-    A row has "groups" (names), "label", "entries"; entries of ours (role not "peer") count not.
+    A row has "groups" (names), "label", "entries"; entries of ours (role not "peer") count not,
+    nor do busy rows while there are others.
     """
+    rows = [row for row in rows if not row.get("is_busy")] or rows
     names = dict.fromkeys(e["name"] for r in rows for e in r["entries"] if e["role"] == "peer")
     shown = [group for group in groups if 0 < sum(group in r["groups"] for r in rows) < len(rows)]
     found = [mean_of(rows, name, group) for name in names for group in [*shown, "all"]]

@@ -8,9 +8,8 @@ import os
 import platform
 import sys
 import time
+from pathlib import Path
 from typing import Any
-
-KIB, MIB = 10, 20
 
 
 def facts(device: str, threads: int, quern_version: str) -> dict[str, str]:
@@ -51,16 +50,27 @@ def processor() -> str:
 
 
 def cache_sizes() -> list[tuple[str, str]]:
-    """Of the first processor, as the kernel tells them."""
+    """Of the first processor, as the kernel tells them: [("L2", "2048K"), ...]; no code caches."""
     sizes = []
-    for name, shift, unit in (("LEVEL2", KIB, "KiB"), ("LEVEL3", MIB, "MiB")):
+    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
-            size = os.sysconf(f"SC_{name}_CACHE_SIZE")
-        except (OSError, ValueError):
-            size = 0
-        if size > 0:
-            sizes.append((f"L{name[-1]}", f"{size >> shift} {unit}"))
+            level, kind, size = ((cache / name).read_text(encoding="ascii").strip()
+                                 for name in ("level", "type", "size"))
+        except OSError:
+            continue  # a guest need not be told
+        if kind != "Instruction":
+            sizes.append((f"L{level}", size))
     return sizes
+
+
+def cpu_mhz() -> float | None:
+    """The greatest clock of a processor now, as the system tells it; None where it does not."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            clocks = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    except (OSError, ValueError):
+        return None
+    return max(clocks, default=None)
 
 
 def system() -> str:

@@ -24,16 +24,16 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, Iterable, List, Mapping, Optional, Sequence
+from typing import Any, Callable, Iterable, Mapping, Sequence
 
 if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from harness import plot
-from harness.contest import Unavailable
+from harness import plot, report
+from harness.contest import Unavailable, reason
 
 Run = plot.Run
-Entry = Mapping[str, Any]
+Entry = plot.Entry
 
 STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff;
@@ -90,7 +90,7 @@ class PageError(Unavailable):
 # ---- Markup --------------------------------------------------------------------------------------
 
 
-def element(tag: str, inside: Optional[str], **attributes: Any) -> str:
+def element(tag: str, inside: str | None, **attributes: Any) -> str:
     """`inside` is markup, None: the tag has no end; attributes are texts, data_x means data-x."""
     names = {name: name.rstrip("_").replace("_", "-") for name in attributes}
     said = "".join(f' {names[name]}="{html.escape(str(value))}"'
@@ -103,7 +103,7 @@ def text(tag: str, value: Any, **attributes: Any) -> str:
     return element(tag, html.escape(str(value)), **attributes)
 
 
-def number(value: Any, shown: str, class_: Optional[str] = None) -> str:
+def number(value: Any, shown: str, class_: str | None = None) -> str:
     """A cell that sorts by `value`; empty where that is not a number."""
     if not isinstance(value, (int, float)):
         return text("td", "", data_value="")
@@ -137,22 +137,13 @@ def title(run: Run) -> str:
     return f"{run.get('family', '?')} on {plot.device_name(run)}"
 
 
-def roof_text(run: Run) -> str:
-    """The ceilings and how they were measured."""
-    roof = run.get("roof", {})
-    flops = roof.get("flops") or {}
-    rates = flops if isinstance(flops, Mapping) else {"": flops}
-    said = [f"{name} {short(rate * 1e-12)} TFLOPS".strip() for name, rate in rates.items() if rate]
-    if roof.get("bytes_per_s"):
-        said.append(f"{short(roof['bytes_per_s'] * 1e-9)} GB/s")
-    how = str(roof.get("how", "not measured"))
-    return f"{', '.join(said)} ({how})" if said else how
-
-
 def head(run: Run) -> str:
     """Facts: date, device, machine, versions, roof; then who was skipped."""
+    roof = run.get("roof", {})
+    limits = [report.roof_text(roof), roof.get("how", "not measured")]
     facts = {"date": run.get("date", "?"), "device": run.get("device", "?"),
-             **run.get("machine", {}), **run.get("peers", {}), "roof": roof_text(run)}
+             **run.get("machine", {}), **run.get("peers", {}),
+             "roof": "; ".join(filter(None, limits))}
     facts.pop("name", None)
     lines = [[text("td", name, class_="text"), text("td", value, class_="long")]
              for name, value in facts.items()]
@@ -162,34 +153,30 @@ def head(run: Run) -> str:
 
 
 def summary(run: Run) -> str:
-    """Means of the peers, what tuning gained."""
-    lines = [[text("td", mean["peer"], class_="text"), text("td", mean["group"], class_="text"),
-              text("td", mean["count"]), ratio_cell(mean["geomean"], None),
-              ratio_cell(mean["worst"], None), text("td", mean["worst_label"], class_="text")]
-             for mean in run.get("means", [])]
-    if not lines:
-        return text("p", "No peer was compared with.")
-    names = heads("<peer", "<shapes", "count", "geometric mean", "worst", "<at")
-    return (table([names], lines) + text("p", tuning_text(run), class_="note")
-            + text("p", "A ratio is the peer's time over quern's, taken round by round: above 1, "
-                        "quern is faster. An entry that is prepacked is compared with quern's "
-                        "prepacked one where there is one.", class_="note"))
+    """Means of the peers, what tuning gained, which shapes say little."""
+    against = plot.compared_of(run)
+    lines = [mean_cells(mean, against.get(mean["peer"], "")) for mean in run.get("means", [])]
+    names = heads("<peer", "<against", "<shapes", "count", "geometric mean", "worst", "<at")
+    said = [report.tuning_text(run.get("tuning") or {}), report.busy_text(run),
+            report.RATIO_TEXT if lines else ""]
+    return ((table([names], lines) if lines else text("p", "No peer was compared with."))
+            + "".join(text("p", line, class_="note") for line in said if line))
 
 
-def tuning_text(run: Run) -> str:
-    """What tuning gains, "" where nothing was tuned."""
-    gain = run.get("tuning")
-    if not gain:
-        return ""
-    return (f"Untuned over tuned quern: geometric mean {gain['geomean']:.2f}, at most "
-            f"{gain['worst']:.2f} at {gain['worst_label']}; the longest tuning took "
-            f"{gain['longest_s']:.1f} s.")
+def mean_cells(mean: Mapping[str, Any], against: str) -> list[str]:
+    """A line of the summary; marked where the machine was busy in all of its shapes."""
+    is_busy = mean.get("is_busy")
+    name = f"BUSY {mean['peer']}" if is_busy else mean["peer"]
+    return [text("td", name, class_="text busy" if is_busy else "text"),
+            text("td", against, class_="text"), text("td", mean["group"], class_="text"),
+            text("td", mean["count"]), ratio_cell(mean["geomean"], None),
+            ratio_cell(mean["worst"], None), text("td", mean["worst_label"], class_="text")]
 
 
 # ---- Pictures ------------------------------------------------------------------------------------
 
 
-def picture(run: Run, draw: Callable[[Run, Any, Optional[str]], None], alt: str) -> str:
+def picture(run: Run, draw: Callable[[Run, Any, str | None], None], alt: str) -> str:
     """An SVG inside the page, or why there is none."""
     file = io.BytesIO()
     try:
@@ -217,17 +204,17 @@ def share_cell(entry: Entry) -> str:
     return number(share, f"{100 * (share or 0):.0f} %")
 
 
-def our_cells(row: plot.Row, entry: Optional[Entry]) -> List[str]:
+def our_cells(row: plot.Row, entry: Entry | None) -> list[str]:
     """quern: us, MAD, TFLOPS, GB/s, share of the roof."""
     if not entry or not plot.is_figure(entry.get("us")):
         return [number(None, "")] * 5
     micros, spread = entry["us"], 100 * (entry.get("mad_us") or 0) / entry["us"]
-    tera, giga = row["flops"] / micros * 1e-6, row["bytes"] / micros * 1e-3
+    tera, giga = plot.tera(row, entry), row["bytes"] / micros * 1e-3
     return [number(micros, short(micros, "#")), number(spread, f"{spread:.1f} %"),
             number(tera, short(tera, "#")), number(giga, short(giga, "#")), share_cell(entry)]
 
 
-def other_cells(entry: Optional[Entry]) -> List[str]:
+def other_cells(entry: Entry | None) -> list[str]:
     """Another entry: us, ratio, share of the roof."""
     if not entry or not plot.is_figure(entry.get("us")):
         return [number(None, "")] * 3
@@ -235,7 +222,7 @@ def other_cells(entry: Optional[Entry]) -> List[str]:
             ratio_cell(entry.get("ratio"), entry.get("ratio_mad")), share_cell(entry)]
 
 
-def shape_cells(row: plot.Row, columns: Sequence[str]) -> List[str]:
+def shape_cells(row: plot.Row, columns: Sequence[str]) -> list[str]:
     """The parameters; the first says when the machine was busy with something else."""
     values = [row["shape"].get(column, "") for column in columns]
     cells = [number(value, str(value)) if isinstance(value, (int, float)) else text("td", value)
@@ -247,15 +234,15 @@ def shape_cells(row: plot.Row, columns: Sequence[str]) -> List[str]:
 
 def shape_table(run: Run) -> str:
     """All shapes, quern, then three columns for every other entry."""
-    columns = plot.columns_of(run)
-    others = [name for name in plot.names_of(run) if name != plot.OURS]
+    columns, ours = plot.columns_of(run), plot.main_of(run)
+    others = [name for name in plot.names_of(run) if name != ours]
     lines = []
     for row in run["rows"]:
-        entries: Dict[str, Entry] = {entry["name"]: entry for entry in row["entries"]}
-        cells = shape_cells(row, columns) + our_cells(row, entries.get(plot.OURS))
+        entries: dict[str, Entry] = {entry["name"]: entry for entry in row["entries"]}
+        cells = shape_cells(row, columns) + our_cells(row, entries.get(ours))
         lines.append(cells + [cell for name in others for cell in other_cells(entries.get(name))])
     above = text("th", "shape", colspan=len(columns), class_="peer")
-    above += text("th", plot.OURS, colspan=5, class_="peer")
+    above += text("th", ours, colspan=5, class_="peer")
     above += "".join(text("th", name, colspan=3, class_="peer") for name in others)
     below = [*columns, "us", "MAD", "TFLOPS", "GB/s", "of roof"]
     below += ["us", "ratio", "of roof"] * len(others)
@@ -272,7 +259,7 @@ def conditions(row: plot.Row) -> str:
     return ", ".join(said)
 
 
-def details_of(row: plot.Row) -> List[List[str]]:
+def details_of(row: plot.Row) -> list[list[str]]:
     """Lines of one shape: conditions, everyone's choice and error, who was left out."""
     error = [(entry["name"], entry.get("detail") or "", entry.get("rel_err"))
              for entry in row["entries"]]
@@ -331,13 +318,23 @@ def section(run: Run, place: int) -> str:
     return element("section", "\n".join(parts))
 
 
+def checked_section(run: Run, place: int) -> str:
+    """section(), or PageError for what is no run: other names, other types, impossible values."""
+    try:
+        return section(run, place)
+    except (AttributeError, LookupError, TypeError, ValueError, ArithmeticError) as error:
+        raise PageError(f"run {place + 1} of the page is not what `beside.py --json` wrote: "
+                        f"{reason(error)}") from error
+
+
 def page(runs: Sequence[Run]) -> str:
-    """The whole page as text."""
+    """The whole page as text. Raises PageError."""
+    sections = [checked_section(run, place) for place, run in enumerate(runs)]
     links = [element("li", text("a", f"{title(run)}, {run.get('date', '?')}", href=f"#run{place}"))
              for place, run in enumerate(runs)]
     contents = element("ul", "".join(links)) if len(runs) > 1 else ""
     body = [text("h1", "quern beside its peers"), contents,
-            *(section(run, place) for place, run in enumerate(runs)), element("script", SCRIPT)]
+            *sections, element("script", SCRIPT)]
     return "\n".join([
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
@@ -351,10 +348,11 @@ def write(runs: Sequence[Run], directory: Any) -> Path:
     runs: at least one. An older page is replaced whole or not at all. Raises PageError.
     """
     path = Path(directory) / "index.html"
+    whole = page(runs)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         new = path.with_suffix(".new")
-        new.write_text(page(runs), encoding="utf-8")
+        new.write_text(whole, encoding="utf-8")
         os.replace(new, path)
     except OSError as error:
         raise PageError(f"{path}: {error.strerror}") from error

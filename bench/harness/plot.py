@@ -5,12 +5,15 @@
       rows[].flops, bytes, roof  ----> roofline_plot   flops a byte against TFLOPS, ceilings above
       both, one above the other  ----> plot            --plot out.png
 
-A run of more than MOST_LINES shapes has a line for every m instead: its shapes as a cloud of faint
-dots, their geometric mean as the mark. Colours are those of Okabe and Ito, and every peer has a
-marker of its own, so neither colour vision nor a colour printer is needed.
+Who is ours is told by `role`, whom an entry is compared with by `against`; lines stand together as
+the row's `groups` say. A run of more than MOST_LINES shapes has a line for each value of the first
+parameter instead (gemm: m): its shapes as a cloud of faint dots, their geometric mean as the mark.
+Colours are those of Okabe and Ito, and every peer has a marker of its own, so neither colour vision
+nor a colour printer is needed.
 
 Matplotlib is imported when something is drawn, without pyplot: no window, no global state, any
-thread. It measures nothing and adds nothing up that the run does not hold, but for means.
+thread. It measures nothing and adds nothing up that the run does not hold, but for the marks of
+such a cloud.
 """
 from __future__ import annotations
 
@@ -18,14 +21,15 @@ import importlib
 import math
 import textwrap
 from dataclasses import dataclass
-from typing import Any, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Mapping, Sequence
 
 from harness.contest import Unavailable
+from harness.figures import geometric_mean
 
 Run = Mapping[str, Any]  # what json.load() gives
 Row = Mapping[str, Any]  # one of run["rows"]
+Entry = Mapping[str, Any]  # one of row["entries"]
 
-OURS = "quern"
 MOST_LINES = 60
 WIDTH_INCHES = 10.0
 LEGEND_COLUMNS = 2
@@ -48,7 +52,7 @@ class PlotError(Unavailable):
 class Mark:
     """A peer on one line of the ratio picture."""
 
-    ratios: Tuple[float, ...]  # one a shape of the line
+    ratios: tuple[float, ...]  # one a shape of the line
     mad: float  # of a single ratio; 0 where there are several
 
     @property
@@ -58,11 +62,11 @@ class Mark:
 
 @dataclass(frozen=True)
 class Line:
-    """One line of the ratio picture: a shape, or all shapes of an m."""
+    """One line of the ratio picture: a shape, or all shapes of a group with one first parameter."""
 
     label: str
     group: str  # lines of another group stand apart
-    marks: Dict[str, Mark]  # by the peer's name
+    marks: dict[str, Mark]  # by the peer's name
 
 
 @dataclass(frozen=True)
@@ -77,11 +81,6 @@ class Style:
 # ---- What a run holds ----------------------------------------------------------------------------
 
 
-def geometric_mean(values: Sequence[float]) -> float:
-    """Geometric mean of positive numbers, at least one."""
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
 def is_figure(value: Any) -> bool:
     """Whether `value` can stand on a logarithmic axis."""
     return isinstance(value, (int, float)) and math.isfinite(value) and value > 0
@@ -92,29 +91,43 @@ def count_of(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def is_ours(name: str) -> bool:
-    """Whether an entry is one of quern's own: "quern", "quern untuned", "quern prepacked"."""
-    return name.split()[0] == OURS
+def plain(text: Any) -> str:
+    """A text of the run's as matplotlib shows it unchanged: a $ begins no formula."""
+    return str(text).replace("$", r"\$")
 
 
-def names_of(run: Run) -> List[str]:
-    """Names of all entries of a run, each once: quern's own first, then in order of appearance."""
-    names = dict.fromkeys(e["name"] for row in run["rows"] for e in row["entries"])
-    return sorted(names, key=lambda name: (not is_ours(name), name != OURS and is_ours(name)))
+def entries_of(run: Run) -> list[Entry]:
+    """The entries of all rows."""
+    return [entry for row in run["rows"] for entry in row["entries"]]
 
 
-def ratios_of(run: Run, name: str) -> List[float]:
-    """Every ratio that entry `name` has in a run."""
-    entries = (e for row in run["rows"] for e in row["entries"] if e["name"] == name)
-    return [e["ratio"] for e in entries if is_figure(e.get("ratio"))]
+def main_of(run: Run) -> str:
+    """The name of ours that most shapes have, "quern"; "" where all were left out."""
+    ours = [entry["name"] for entry in entries_of(run) if entry["role"] == "ours"]
+    return max(dict.fromkeys(ours), key=ours.count, default="")
 
 
-def has_ratios(run: Run) -> bool:
-    """Whether anybody was compared with."""
-    return any(ratios_of(run, name) for name in names_of(run) if name != OURS)
+def names_of(run: Run) -> list[str]:
+    """Names of all entries, each once: main_of(run), our others, peers in order of appearance."""
+    roles = {entry["name"]: entry["role"] for entry in entries_of(run)}
+    first = main_of(run)
+    return sorted(roles, key=lambda name: (roles[name] == "peer", name != first))
 
 
-def ceiling_flops(run: Run, dtype: Optional[str]) -> Optional[float]:
+def is_compared(entry: Entry) -> bool:
+    """Whether an entry has a ratio to another than itself."""
+    return is_figure(entry.get("ratio")) and entry["against"] != entry["name"]
+
+
+def compared_of(run: Run) -> dict[str, str]:
+    """Whom everyone was compared with, by name, in the order of names_of(): "quern prepacked"."""
+    found: dict[str, dict[str, None]] = {name: {} for name in names_of(run)}
+    for entry in filter(is_compared, entries_of(run)):
+        found[entry["name"]][str(entry["against"])] = None
+    return {name: " or ".join(against) for name, against in found.items() if against}
+
+
+def ceiling_flops(run: Run, dtype: str) -> float | None:
     """Measured flops a second for `dtype`; roof.flops is a number, or one for each dtype."""
     flops = run.get("roof", {}).get("flops")
     if isinstance(flops, Mapping):
@@ -122,13 +135,13 @@ def ceiling_flops(run: Run, dtype: Optional[str]) -> Optional[float]:
     return float(flops) if is_figure(flops) else None
 
 
-def versions_of(run: Run) -> List[str]:
+def versions_of(run: Run) -> list[str]:
     """The peers' own words, "OpenBLAS 0.3.21", after the peer's name where they lack it."""
     peers = run.get("peers", {}).items()
     return [str(v) if n.lower() in str(v).lower() else f"{n} {v}" for n, v in peers]
 
 
-def dtypes_of(run: Run) -> List[str]:
+def dtypes_of(run: Run) -> list[str]:
     """Dtypes of a run's shapes, each once."""
     shapes = (row["shape"] for row in run["rows"])
     return list(dict.fromkeys(str(shape["dtype"]) for shape in shapes if "dtype" in shape))
@@ -137,45 +150,61 @@ def dtypes_of(run: Run) -> List[str]:
 # ---- Lines of the ratio picture ------------------------------------------------------------------
 
 
-def lines_of(run: Run) -> List[Line]:
-    """A line for every shape, small m first; for every m and dtype where the shapes are many."""
-    rows = sorted(run["rows"], key=lambda row: (row["shape"].get("m", 0), row["flops"]))
+def lines_of(run: Run) -> list[Line]:
+    """A line for every shape; for every first parameter and dtype where the shapes are many."""
+    rows = in_order(run["rows"])
+    columns = columns_of(run)
     if len(rows) > MOST_LINES:
-        return _lines_by_m(rows)
-    labels = _aligned(rows, columns_of(run))
+        return _lines_of_many(rows, columns[0])
+    labels = _aligned(rows, columns)
     return [_line_of_row(row, label) for row, label in zip(rows, labels[1:])]
 
 
+def group_of(row: Row) -> str:
+    """The first of a row's groups; "" for a row between them."""
+    return str(next(iter(row.get("groups") or ()), ""))
+
+
+def in_order(rows: Sequence[Row]) -> list[Row]:
+    """Groups together, the one with the smallest shape first; inside one by the parameters."""
+    def size(row: Row) -> list[tuple[bool, Any]]:
+        return [(isinstance(value, str), value) for value in row["shape"].values()]
+
+    rows = sorted(rows, key=size)
+    groups = list(dict.fromkeys(map(group_of, rows)))
+    return sorted(rows, key=lambda row: groups.index(group_of(row)))
+
+
 def _line_of_row(row: Row, label: str) -> Line:
-    entries = [e for e in row["entries"] if e["name"] != OURS and is_figure(e.get("ratio"))]
-    marks = {e["name"]: Mark((e["ratio"],), e.get("ratio_mad") or 0.0) for e in entries}
-    return Line(label, str(row["shape"].get("m", "")), marks)
+    marks = {e["name"]: Mark((e["ratio"],), e.get("ratio_mad") or 0.0)
+             for e in row["entries"] if is_compared(e)}
+    return Line(label, group_of(row), marks)
 
 
-def _lines_by_m(rows: Sequence[Row]) -> List[Line]:
-    found: Dict[Tuple[str, str], List[Row]] = {}
+def _lines_of_many(rows: Sequence[Row], column: str) -> list[Line]:
+    found: dict[tuple[str, ...], list[Line]] = {}
     for row in rows:
-        key = str(row["shape"].get("m", "all")), str(row["shape"].get("dtype", ""))
-        found.setdefault(key, []).append(row)
+        line = _line_of_row(row, f"{column}={row['shape'][column]} {row['shape'].get('dtype', '')}")
+        found.setdefault((line.group, line.label), []).append(line)
     lines = []
-    for (m, dtype), members in found.items():
-        ratios: Dict[str, List[float]] = {}
-        for row in members:
-            for name, mark in _line_of_row(row, "").marks.items():
+    for (group, label), members in found.items():
+        ratios: dict[str, list[float]] = {}
+        for line in members:
+            for name, mark in line.marks.items():
                 ratios.setdefault(name, []).extend(mark.ratios)
-        label = f"m={m} {dtype}, {count_of(len(members), 'shape')}"
-        lines.append(Line(label, m, {n: Mark(tuple(r), 0.0) for n, r in ratios.items()}))
+        lines.append(Line(f"{label}, {count_of(len(members), 'shape')}", group,
+                          {name: Mark(tuple(all_), 0.0) for name, all_ in ratios.items()}))
     return lines
 
 
-def columns_of(run: Run) -> List[str]:
+def columns_of(run: Run) -> list[str]:
     """Names of the parameters that tell the shapes apart: no dtype and no batch if all have one."""
     found = dict.fromkeys(key for row in run["rows"] for key in row["shape"] if key != "note")
     values = {key: {row["shape"].get(key) for row in run["rows"]} for key in found}
     return [key for key in found if key not in ("dtype", "batch") or len(values[key]) > 1]
 
 
-def _aligned(rows: Sequence[Row], columns: Sequence[str]) -> List[str]:
+def _aligned(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
     """A heading, then the rows' parameters below each other; for a font of fixed width.
 
     Where the machine was busy with something else, the row says so.
@@ -215,13 +244,14 @@ def _figure(height_inches: float) -> Any:
                                         layout="constrained", dpi=150)
 
 
-def _styles(run: Run) -> Dict[str, Style]:
+def _styles(run: Run) -> dict[str, Style]:
     """quern is black, its other entries hollow; the peers take the colours in turn."""
-    styles: Dict[str, Style] = {}
+    styles: dict[str, Style] = {}
     peers = 0
     ours = 0
+    roles = {entry["name"]: entry["role"] for entry in entries_of(run)}
     for name in names_of(run):
-        if is_ours(name):
+        if roles[name] != "peer":
             styles[name] = Style("black", ("*", "o", "s")[min(ours, 2)], ours == 0)
             ours += 1
         else:
@@ -236,7 +266,7 @@ def _face(style: Style) -> str:
 
 
 def _title_of(run: Run) -> str:
-    return f"{run.get('family', '')} {', '.join(dtypes_of(run))} on {device_name(run)}"
+    return plain(f"{run.get('family', '')} {', '.join(dtypes_of(run))} on {device_name(run)}")
 
 
 def device_name(run: Run) -> str:
@@ -250,14 +280,16 @@ def caption_of(run: Run) -> str:
 
 
 def _draw_caption(figure: Any, run: Run) -> None:
-    text = textwrap.fill(caption_of(run), 160)
+    text = plain(textwrap.fill(caption_of(run), 160))
     figure.supxlabel(text, x=0.01, ha="left", fontsize=7.5, color="#555555")
 
 
-def _write(figure: Any, path: Any, kind: Optional[str] = None) -> None:
+def _write(figure: Any, path: Any, kind: str | None = None) -> None:
     try:
         figure.savefig(path, format=kind)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise PlotError(f"{path}: {error.strerror}") from error
+    except ValueError as error:
         raise PlotError(f"{path}: {error}") from error
 
 
@@ -269,41 +301,55 @@ def ratio_height(run: Run) -> float:
     lines = lines_of(run)
     peers = max([len(line.marks) for line in lines] or [1])
     each = max(0.17, 0.045 * peers + (0.16 if len(run["rows"]) > MOST_LINES else 0.04))
-    return 2.2 + each * len(lines)
+    return 2.35 + each * len(lines)
 
 
 def _draw_ratios(axes: Any, run: Run) -> None:
     lines = lines_of(run)
-    names = [name for name in names_of(run) if ratios_of(run, name) and name != OURS]
+    against = compared_of(run)
     styles = _styles(run)
     _ratio_axis(axes, lines)
-    for turn, name in enumerate(names):
-        shift = (turn - (len(names) - 1) / 2) * min(0.8 / len(names), 0.26)
+    for turn, name in enumerate(against):
+        shift = (turn - (len(against) - 1) / 2) * min(0.8 / len(against), 0.26)
         _draw_peer(axes, lines, name, styles[name], shift)
-    axes.annotate(heading_of(run), (0, 1), (-3.5, 4), xycoords="axes fraction", ha="right",
+    axes.annotate(plain(heading_of(run)), (0, 1), (-3.5, 4), xycoords="axes fraction", ha="right",
                   textcoords="offset points", fontsize=7.5, family="monospace", weight="bold")
     axes.set_title(f"{_title_of(run)}, {count_of(len(run['rows']), 'shape')}", fontsize=11,
-                   loc="left", pad=12 + 13 * math.ceil(len(names) / LEGEND_COLUMNS))
-    axes.legend(*_ratio_legend(run, names, styles), loc="lower left", bbox_to_anchor=(0, 1),
-                ncol=LEGEND_COLUMNS, fontsize=8, frameon=False, borderaxespad=0.3,
-                handletextpad=0.3, columnspacing=1.5)
-    means = "strokes: single shapes, marks: geometric means"
-    axes.set_xlabel("time of the peer / time of quern, logarithmic: right of 1 quern is faster; "
-                    + (means if len(run["rows"]) > MOST_LINES else "bars: MAD"), fontsize=9)
+                   loc="left", pad=12 + 13 * math.ceil(len(against) / LEGEND_COLUMNS))
+    axes.legend([_handle(styles[name]) for name in against], _ratio_legend(run), fontsize=8,
+                loc="lower left", bbox_to_anchor=(0, 1), ncol=LEGEND_COLUMNS, frameon=False,
+                borderaxespad=0.3, handletextpad=0.3, columnspacing=1.5)
+    axes.set_xlabel(_ratio_axis_text(run), fontsize=9)
 
 
-def _ratio_legend(run: Run, names: Sequence[str],
-                  styles: Mapping[str, Style]) -> Tuple[List[Any], List[str]]:
-    """A handle and a text for every peer: geometric mean and worst of its ratios."""
-    Line2D = _matplotlib("lines").Line2D
-    handles = []
+def _handle(style: Style) -> Any:
+    """A mark of the legend."""
+    line = _matplotlib("lines").Line2D
+    return line([], [], linestyle="", marker=style.marker, color=style.colour,
+                markerfacecolor=_face(style), markersize=6)
+
+
+def _ratio_legend(run: Run) -> list[str]:
+    """Everyone's name, whom it is against where that is not quern; the run's own means of peers."""
+    means = {mean["peer"]: mean for mean in run.get("means", []) if mean["group"] == "all"}
     texts = []
-    for name in names:
-        style, ratios = styles[name], ratios_of(run, name)
-        handles.append(Line2D([], [], linestyle="", marker=style.marker, color=style.colour,
-                              markerfacecolor=_face(style), markersize=6))
-        texts.append(f"{name}: mean {geometric_mean(ratios):.2f}, worst {min(ratios):.2f}")
-    return handles, texts
+    for name, against in compared_of(run).items():
+        text = name if against == main_of(run) else f"{name}, against {against}"
+        if name in means:
+            text += f": mean {means[name]['geomean']:.2f}, worst {means[name]['worst']:.2f}"
+        texts.append(plain(text))
+    return texts
+
+
+def _ratio_axis_text(run: Run) -> str:
+    """What is drawn, and in which direction quern is the faster one."""
+    ours = main_of(run)
+    others = " or ".join(name for name in dict.fromkeys(compared_of(run).values()) if name != ours)
+    if others:
+        ours = plain(f"{ours} ({others} where the legend says so)")
+    marks = "strokes: single shapes, marks: geometric means"
+    return (f"time of the peer / time of {ours}, logarithmic\nright of 1 quern is faster; "
+            + (marks if len(run["rows"]) > MOST_LINES else "bars: MAD"))
 
 
 def _draw_peer(axes: Any, lines: Sequence[Line], name: str, style: Style, shift: float) -> None:
@@ -331,7 +377,7 @@ def _ratio_axis(axes: Any, lines: Sequence[Line]) -> None:
     ticks = _ratio_ticks(low, high)
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.set_xticks([], minor=True)
-    axes.set_yticks(range(len(lines)), [line.label for line in lines], fontsize=7.5,
+    axes.set_yticks(range(len(lines)), [plain(line.label) for line in lines], fontsize=7.5,
                     family="monospace")
     axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -345,7 +391,7 @@ def _ratio_axis(axes: Any, lines: Sequence[Line]) -> None:
         axes.axhline(at - 0.5, color="#999999" if is_new else "#E4E4E4", linewidth=0.5, zorder=1)
 
 
-def _ratio_ticks(low: float, high: float) -> List[float]:
+def _ratio_ticks(low: float, high: float) -> list[float]:
     """The finest list of ticks that still leaves room for their labels."""
     room = 14
     for ticks in RATIO_TICKS:
@@ -358,7 +404,8 @@ def _ratio_ticks(low: float, high: float) -> List[float]:
 # ---- The roofline --------------------------------------------------------------------------------
 
 
-def _tera(row: Row, entry: Mapping[str, Any]) -> float:
+def tera(row: Row, entry: Entry) -> float:
+    """TFLOPS."""
     return row["flops"] / entry["us"] * 1e-6
 
 
@@ -386,7 +433,7 @@ def _draw_roofline(axes: Any, run: Run) -> None:
     _draw_ceilings(axes, run, levels)
 
 
-def _decade_ticks(low: float, high: float) -> List[float]:
+def _decade_ticks(low: float, high: float) -> list[float]:
     """Powers of ten; twice and five times those, too, where few would be left."""
     exponents = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     steps = (1, 2, 5) if high < 1000 * low else (1,)
@@ -396,22 +443,22 @@ def _decade_ticks(low: float, high: float) -> List[float]:
 
 def _draw_spots(axes: Any, run: Run, name: str, style: Style, shift: float) -> None:
     """One contestant's shapes, moved sideways by the factor `shift` unless it is quern."""
-    is_first, are_many = name == OURS, len(run["rows"]) > MOST_LINES
-    found = [(row["flops"] / row["bytes"] * (1 if is_first else shift), _tera(row, entry))
+    is_first, are_many = name == main_of(run), len(run["rows"]) > MOST_LINES
+    found = [(row["flops"] / row["bytes"] * (1 if is_first else shift), tera(row, entry))
              for row in run["rows"] for entry in row["entries"]
              if entry["name"] == name and is_figure(entry.get("us"))]
     if found:
         size = (9 if is_first else 5) * (0.6 if are_many else 1)
         edge = "white" if style.is_filled and not are_many else style.colour
-        axes.plot(*zip(*found), linestyle="", marker=style.marker, color=style.colour, label=name,
-                  markerfacecolor=_face(style), markersize=size, markeredgecolor=edge,
-                  markeredgewidth=0.5, alpha=0.5 if are_many else 0.9, zorder=4 if is_first else 3,
-                  rasterized=are_many)
+        axes.plot(*zip(*found), linestyle="", marker=style.marker, color=style.colour,
+                  label=plain(name), markerfacecolor=_face(style), markersize=size,
+                  markeredgecolor=edge, markeredgewidth=0.5, alpha=0.5 if are_many else 0.9,
+                  zorder=4 if is_first else 3, rasterized=are_many)
 
 
-def _ceilings(run: Run) -> List[Tuple[float, str]]:
+def _ceilings(run: Run) -> list[tuple[float, str]]:
     """Flops a second and dtypes of each ceiling that was measured, the highest first."""
-    found: Dict[float, List[str]] = {}
+    found: dict[float, list[str]] = {}
     for dtype in dtypes_of(run) or [""]:
         flops = ceiling_flops(run, dtype)
         if flops is not None:
@@ -419,14 +466,14 @@ def _ceilings(run: Run) -> List[Tuple[float, str]]:
     return [(flops, ", ".join(found[flops])) for flops in sorted(found, reverse=True)]
 
 
-def _memory_speed(run: Run) -> Optional[float]:
+def _memory_speed(run: Run) -> float | None:
     speed = run.get("roof", {}).get("bytes_per_s")
     return float(speed) if is_figure(speed) else None
 
 
-def _set_limits(axes: Any, run: Run, levels: Sequence[Tuple[float, str]]) -> None:
+def _set_limits(axes: Any, run: Run, levels: Sequence[tuple[float, str]]) -> None:
     """Room for every figure, the whole of each ridge and some of what is right of it."""
-    spots = [(row["flops"] / row["bytes"], _tera(row, entry)) for row in run["rows"]
+    spots = [(row["flops"] / row["bytes"], tera(row, entry)) for row in run["rows"]
              for entry in row["entries"] if is_figure(entry.get("us"))]
     speed = _memory_speed(run)
     ridges = [flops / speed for flops, _ in levels] if speed else []
@@ -435,7 +482,7 @@ def _set_limits(axes: Any, run: Run, levels: Sequence[Tuple[float, str]]) -> Non
     axes.set_ylim(min(ys) / 1.8, max([*ys, *(flops * 1e-12 for flops, _ in levels)]) * 2)
 
 
-def _draw_ceilings(axes: Any, run: Run, levels: Sequence[Tuple[float, str]]) -> None:
+def _draw_ceilings(axes: Any, run: Run, levels: Sequence[tuple[float, str]]) -> None:
     """The slope of the memory and a level for each dtype; last of all, for it asks the layout."""
     left, right = axes.get_xlim()
     speed = _memory_speed(run)
@@ -444,7 +491,7 @@ def _draw_ceilings(axes: Any, run: Run, levels: Sequence[Tuple[float, str]]) -> 
         start = flops / speed if speed else left
         axes.plot([start, right], [flops * 1e-12] * 2, color="black", linewidth=1.3, zorder=2)
         has_room = turn == 0 or levels[turn - 1][0] > 1.4 * flops
-        axes.annotate(f"{dtypes} {flops * 1e-12:.3g} TFLOPS, measured".strip(),
+        axes.annotate(f"{plain(dtypes)} {flops * 1e-12:.3g} TFLOPS, measured".strip(),
                       (right, flops * 1e-12), (-4, 4 if has_room else -4), ha="right",
                       va="bottom" if has_room else "top", textcoords="offset points", fontsize=8,
                       zorder=5, bbox=box)
@@ -471,18 +518,17 @@ def _draw_slope(axes: Any, speed: float, end: float) -> None:
 
 
 def _check(run: Run) -> None:
-    entries = [entry for row in run.get("rows", []) for entry in row["entries"]]
-    if not any(is_figure(entry.get("us")) for entry in entries):
+    if not any(is_figure(entry.get("us")) for entry in entries_of(run)):
         raise PlotError("run has no times: nothing to draw")
 
 
-def ratio_plot(run: Run, path: Any, kind: Optional[str] = None) -> None:
+def ratio_plot(run: Run, path: Any, kind: str | None = None) -> None:
     """Write the ratio by shape to `path`, a file's name or a binary stream.
 
     `kind`: "png", "svg", "pdf"; by the name's ending where it is None. Raises PlotError.
     """
     _check(run)
-    if not has_ratios(run):
+    if not compared_of(run):
         raise PlotError("run has no ratios: nobody but quern took part")
     figure = _figure(ratio_height(run))
     _draw_caption(figure, run)
@@ -490,7 +536,7 @@ def ratio_plot(run: Run, path: Any, kind: Optional[str] = None) -> None:
     _write(figure, path, kind)
 
 
-def roofline_plot(run: Run, path: Any, kind: Optional[str] = None) -> None:
+def roofline_plot(run: Run, path: Any, kind: str | None = None) -> None:
     """Write the roofline to `path`, as ratio_plot() does. Raises PlotError."""
     _check(run)
     figure = _figure(6.3)
@@ -499,12 +545,12 @@ def roofline_plot(run: Run, path: Any, kind: Optional[str] = None) -> None:
     _write(figure, path, kind)
 
 
-def plot(run: Run, path: Any, kind: Optional[str] = None) -> None:
+def plot(run: Run, path: Any, kind: str | None = None) -> None:
     """Write both pictures, one above the other, to `path`, as ratio_plot() does.
 
     Of a run without any ratio, where nobody but quern took part, the roofline alone.
     """
-    if not has_ratios(run):
+    if not compared_of(run):
         roofline_plot(run, path, kind)
         return
     _check(run)

@@ -9,7 +9,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Mapping, TextIO
 
 Run = dict[str, Any]
 
@@ -32,11 +32,17 @@ def head(run: Run) -> list[str]:
 
 def roof_lines(roof: dict[str, Any]) -> list[str]:
     """The ceilings, or why there are none."""
-    if not roof.get("flops"):
+    if not roof_text(roof):
         return [f"{'roof':<18} {roof.get('how', 'not measured')}"]
+    return [f"{'roof':<18} {roof_text(roof)}", f"{'':<18} {roof['how']}"]
+
+
+def roof_text(roof: dict[str, Any]) -> str:
+    """The rates; "" where they were not measured."""
+    if not roof.get("flops"):
+        return ""
     flops = ", ".join(f"{kind} {rate * 1e-12:.3g}" for kind, rate in roof["flops"].items())
-    return [f"{'roof':<18} {flops} TFLOPS, {roof['bytes_per_s'] * 1e-9:.4g} GB/s",
-            f"{'':<18} {roof['how']}"]
+    return f"{flops} TFLOPS, {roof['bytes_per_s'] * 1e-9:.4g} GB/s"
 
 
 def progress(row: dict[str, Any]) -> list[str]:
@@ -128,14 +134,29 @@ def means(run: Run) -> list[str]:
         cells.append([mean["peer"], mean["group"], str(mean["count"]), f"{mean['geomean']:.3f}",
                       f"{mean['worst']:.3f}", mean["worst_label"]])
     lines = aligned(cells) if run["means"] else ["no peer was compared with"]
-    gain = run.get("tuning")
-    if gain:
-        lines.append(f"untuned over tuned: geomean {gain['geomean']:.3f}, most {gain['worst']:.3f} "
-                     f"at {gain['worst_label']}; the longest tuning {gain['longest_s']:.1f} s")
-    busy = [row["label"] for row in run["rows"] if row["is_busy"]]
-    if busy:
-        lines.append(f"BUSY, so that they say little: {len(busy)} of {len(run['rows'])} shapes")
-    return lines + ["A ratio is a peer's time over quern's: above 1, quern is faster."]
+    further = [tuning_text(run.get("tuning") or {}), busy_text(run), RATIO_TEXT]
+    return lines + [line for line in further if line]
+
+
+RATIO_TEXT = ("A ratio is a peer's time over quern's (over quern prepacked's, where the peer's "
+              "weights are): above 1, quern is faster.")
+
+
+def tuning_text(gain: dict[str, Any]) -> str:
+    """What tuning gained; "" where nothing was tuned."""
+    if not gain:
+        return ""
+    return (f"untuned over tuned: geomean {gain['geomean']:.3f}, most {gain['worst']:.3f} "
+            f"at {gain['worst_label']}; the longest tuning {gain['longest_s']:.1f} s")
+
+
+def busy_text(run: Mapping[str, Any]) -> str:
+    """How many shapes were disturbed; "" where none was."""
+    busy = sum(bool(row.get("is_busy")) for row in run["rows"])
+    if not busy:
+        return ""
+    counts = "count above all the same" if busy == len(run["rows"]) else "do not count above"
+    return f"BUSY, {busy} of {len(run['rows'])} shapes: they say little, and {counts}"
 
 
 # ---- JSON -------------------------------------------------------------------------------------

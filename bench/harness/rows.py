@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.contest import QUIET, Case, Outcome, Player
+from harness.contest import ENOUGH, QUIET, Case, Outcome, Player
 from harness.figures import mad, median, ratios
 
 Row = dict[str, Any]
@@ -26,15 +26,21 @@ def of_case(case: Case, outcome: Outcome, groups: list[str]) -> Row:
     """The row, its clocks and tune_s still to be filled in; no entries where nobody was left."""
     readers = [player for player in outcome.players if player.contestant.role == "reader"]
     players = [player for player in outcome.players if player not in readers]
-    noise = median(outcome.noise) if outcome.noise else 0.0
+    noise = max(outcome.noise, default=0.0)
     return {
         "shape": case.params, "label": case.label, "groups": groups, "sets": len(case.sets),
         "flops": case.flops, "bytes": case.bytes,
         "roof_us": None, "read_bytes_per_s": read_rate(case, readers),
         "entries": [entry(player, base_of(player, players)) for player in players],
         "rounds": len(outcome.noise), "dropped": outcome.dropped, "noise": noise,
-        "is_busy": noise > QUIET, "left_out": outcome.left_out, "clocks": {}, "tune_s": 0.0,
+        "is_busy": is_busy(outcome.noise), "left_out": outcome.left_out, "clocks": {}, "tune_s": 0.0,
     }
+
+
+def is_busy(noise: list[float]) -> bool:
+    """Whether disturbed rounds had to be kept, since too few were quiet."""
+    quiet = sum(share <= QUIET for share in noise)
+    return quiet < min(ENOUGH, len(noise))
 
 
 def read_rate(case: Case, readers: list[Player]) -> float | None:
@@ -56,13 +62,13 @@ def against_roof(row: Row, roof: dict[str, Any]) -> None:
 
 
 def base_of(player: Player, players: list[Player]) -> Player | None:
-    """Whom of ours an entry is compared with."""
+    """Whom of ours an entry is compared with: what is prepacked with what is, or nobody."""
     ours = [other for other in players if other.contestant.role == "ours"]
     wants_packed = "prepacked" in player.contestant.name and player.contestant.role == "peer"
     for other in ours:
         if ("prepacked" in other.contestant.name) == wants_packed:
             return other
-    return ours[0] if ours else None
+    return None
 
 
 def entry(player: Player, base: Player | None) -> Row:

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from harness import rows
+from harness import machine, rows
 from harness.arrays import Arrays, CudaArrays, HostArrays
-from harness.contest import Case, Contestant, Clock, Limits, Peer, Say, Unavailable, hold, reason
+from harness.contest import Case, Contestant, Clock, Limits, Peer, Say, Unavailable, hold, reason, shut
 from harness.roof import CpuRoof
 
 if TYPE_CHECKING:
@@ -32,9 +32,12 @@ def open_peers(adapter: ModuleType, names: list[str], device: str,
         try:
             peer = find_peer(modules[name], name)
             peer.open(device, threads)
+            peer.version()
             found.append(peer)
-        except (Unavailable, ImportError, OSError) as failure:
-            skipped[name] = str(failure) or reason(failure)
+        except Unavailable as failure:
+            skipped[name] = str(failure)
+        except Exception as failure:  # whatever its library raises: it is said, and it is out
+            skipped[name] = reason(failure)
     return found, skipped
 
 
@@ -109,7 +112,7 @@ class Session:
         row = rows.of_case(case, outcome, self.adapter.groups(params))
         row.update(clocks=self.clocks(), tune_s=tune_s)
         for player in outcome.players:
-            player.contestant.close()
+            shut(player.contestant, outcome.left_out)
         if self.cpu_roof:
             self.roof.update(self.cpu_roof.measure())
         del case, entries, outcome
@@ -138,7 +141,8 @@ class Session:
     def clocks(self) -> dict[str, Any]:
         """The device's, right after the rounds."""
         if self.device == "cpu":
-            return {}
+            mhz = machine.cpu_mhz()
+            return {"cpu_mhz": mhz} if mhz else {}
         from harness import clock_cuda
 
         return dict(clock_cuda.clocks(self.device))

@@ -1,4 +1,4 @@
-"""One new process that does one thing and prints its figures: a child of harness/starts.py.
+"""One new process that does one thing of gemm's and prints its figures: a child of starts.py.
 
     start_child.py JOB          JOB: a JSON object with "what" and
 
@@ -60,7 +60,7 @@ class HostInputs:
         generator = numpy.random.default_rng()
         self.floats = [generator.random((job[rows], job["k"]), "f4") - 0.5 for rows in "mn"]
         self.d = numpy.full((job["m"], job["n"]), numpy.nan, "f4")
-        self.arrays = [*self.floats, self.d]
+        self.arrays: list[Any] = [*self.floats, self.d]
         if job["dtype"] == "bf16":
             import quern
 

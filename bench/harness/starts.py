@@ -15,7 +15,8 @@ What each kind of start does and finds in its cache (`folder` is a temporary one
 
 Every figure is the median over several processes, as many as SECONDS_A_KIND allows, at least one.
 A start whose page cache is cold is made before the first that counts. A kind that fails leaves a
-line in "failed" and its cells empty. Every output is checked, by the child.
+line in "failed" and its cells empty. Every output is checked, by the child. Shapes and calls are
+gemm's own: another family would have children of its own.
 """
 from __future__ import annotations
 
@@ -29,23 +30,22 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any
 
-from harness import clock_cpu
+from harness import clock_cpu, report
 from harness.contest import Say, Unavailable
 from harness.figures import mad, median
 from harness.roof import shared_object
 
-Job = Dict[str, Any]  # what a child is asked for
-Figures = Dict[str, Any]  # what it says
-Shape = Tuple[int, int, int, str]
+Job = dict[str, Any]  # what a child is asked for
+Figures = dict[str, Any]  # what it says
+Shape = tuple[int, int, int, str]  # m n k dtype
 
 HERE = Path(__file__).resolve().parent
 PROCESSES = {"cpu": 7, "cuda": 3}
 SECONDS_A_KIND = 15.0
 CHILD_LIMIT_S = 240.0
-TUNE_S = {"cpu": 4.0, "cuda": 5.0}
-SHAPES: Dict[str, Tuple[Shape, ...]] = {
+SHAPES: dict[str, tuple[Shape, ...]] = {
     "cpu": ((64, 256, 256, "f32"), (64, 256, 256, "bf16"), (1, 256, 256, "f32")),
     "cuda": ((512, 4096, 4096, "bf16"),),
 }
@@ -59,10 +59,10 @@ class Row:
 
     name: str
     unit: str
-    quern: Optional[float] = None
-    quern_mad: Optional[float] = None
-    peer: Optional[float] = None
-    peer_mad: Optional[float] = None
+    quern: float | None = None
+    quern_mad: float | None = None
+    peer: float | None = None
+    peer_mad: float | None = None
 
 
 @dataclass
@@ -72,15 +72,14 @@ class Start:
     name: str  # "quern untuned cold"
     job: Job
     is_cold: bool
-    figures: List[Figures] = field(default_factory=list)
+    figures: list[Figures] = field(default_factory=list)
 
-    def median(self, name: str) -> Optional[float]:
-        return median(x[name] for x in self.figures) if self.figures else None
+    def figure(self, name: str, scale: float = 1.0) -> tuple[float | None, float | None]:
+        """Median and MAD over the processes; None where there are none."""
+        values = [x[name] * scale for x in self.figures]
+        return (median(values), mad(values)) if values else (None, None)
 
-    def mad(self, name: str) -> Optional[float]:
-        return mad([x[name] for x in self.figures]) if self.figures else None
-
-    def detail(self) -> Dict[str, Any]:
+    def detail(self) -> dict[str, Any]:
         """For the JSON: what was asked for, every process's figures."""
         shape = {key: self.job[key] for key in ("m", "n", "k", "dtype")}
         return {"name": self.name, "shape": shape, "processes": self.figures}
@@ -165,10 +164,9 @@ def run_starts(children: Children, start: Start, cache: str, count: int, say: Sa
     except ChildFailed as error:
         start.figures.clear()
         return f"{start.name}: {error}"
-    inner, outer = start.median("inner_s"), start.median("outer_s")
-    if inner is not None and outer is not None:
-        say(f"    {start.name}: {inner * 1e3:.1f} ms, from exec {outer * 1e3:.0f} ms "
-            f"({len(start.figures)} processes)")
+    inner, outer = (start.figure(name, 1e3)[0] for name in ("inner_s", "outer_s"))
+    say(f"    {start.name}: {inner:.1f} ms, from exec {outer:.0f} ms "
+        f"({len(start.figures)} processes)")
     return ""
 
 
@@ -217,29 +215,17 @@ class Measurement:
         return True
 
 
-def worst(starts: list[Start]) -> Optional[Start]:
+def worst(starts: list[Start]) -> Start | None:
     """The slowest by its inner clock: the figures are those of the slowest shape."""
     done = [x for x in starts if x.figures]
-    return max(done, key=lambda x: x.median("inner_s") or 0.0) if done else None
+    return max(done, key=lambda x: x.figure("inner_s")[0] or 0.0) if done else None
 
 
-def first_call_rows(name: str, ours: Optional[Start], peer: Optional[Start]) -> list[Row]:
-    """Both clocks of one kind of start."""
-    rows = []
-    for title, key in ((name, "inner_s"), ("  the same from exec", "outer_s")):
-        row = Row(title, "ms")
-        if ours:
-            row.quern, row.quern_mad = scaled(ours, key)
-        if peer and peer.figures:
-            row.peer, row.peer_mad = scaled(peer, key)
-        rows.append(row)
-    return rows
-
-
-def scaled(start: Start, key: str) -> tuple[Optional[float], Optional[float]]:
-    """Median and MAD in milliseconds."""
-    middle, spread = start.median(key), start.mad(key)
-    return (None, None) if middle is None or spread is None else (middle * 1e3, spread * 1e3)
+def row_of(name: str, unit: str, figure: str, starts: tuple[Start | None, Start | None],
+           scale: float = 1.0) -> Row:
+    """A line with a figure of quern's start and of the peer's; empty where there is none."""
+    cells = [start.figure(figure, scale) if start else (None, None) for start in starts]
+    return Row(name, unit, *cells[0], *cells[1])
 
 
 def expect(run: Measurement, start: Start, name: str, wanted: Any) -> None:
@@ -250,8 +236,8 @@ def expect(run: Measurement, start: Start, name: str, wanted: Any) -> None:
                           f"in {len(others)} of {len(start.figures)}")
 
 
-def quern_starts(run: Measurement) -> dict[str, Optional[Start]]:
-    """Untuned for every shape, tuned for the first one."""
+def quern_starts(run: Measurement) -> dict[str, Start | None]:
+    """Untuned for every shape; tuned for the first one, where there is a budget for it."""
     shapes = SHAPES[run.kind]
     if not run.warm_page_cache(run.job("quern", shapes[0])):
         return {}
@@ -261,41 +247,36 @@ def quern_starts(run: Measurement) -> dict[str, Optional[Start]]:
         cold, warm = run.pair(f"quern untuned {label}", run.job("quern", shape))
         colds.append(cold)
         warms.append(warm)
-    tuned_cold, tuned_warm = run.pair("quern tuned", run.job("quern", shapes[0],
-                                                             tune_s=run.tune_s))
+    found = {"cold": worst(colds), "warm": worst(warms)}
+    if run.tune_s:
+        cold, warm = run.pair("quern tuned", run.job("quern", shapes[0], tune_s=run.tune_s))
+        expect(run, warm, "config_from", "tuned")
+        found.update({"tuned cold": worst([cold]), "tuned warm": worst([warm])})
+        warms.append(warm)
     for start in colds:
         expect(run, start, "artifact", "compiled")
-    for start in [*warms, tuned_warm]:
+    for start in warms:
         expect(run, start, "artifact", "disk")
-    expect(run, tuned_warm, "config_from", "tuned")
-    return {"cold": worst(colds), "warm": worst(warms),
-            "tuned cold": worst([tuned_cold]), "tuned warm": worst([tuned_warm])}
+    return found
 
 
-def triton_starts(run: Measurement) -> dict[str, Optional[Start]]:
-    """Autotuned, then in the config that this chose."""
+def triton_starts(run: Measurement) -> dict[str, Start | None]:
+    """Autotuned, then in the config that this chose; without a budget in any config."""
     shape = SHAPES["cuda"][0]
     if not run.warm_page_cache(run.job("triton", shape, config="any")):
         return {}
-    tuned_cold, tuned_warm = run.pair("triton autotuned", run.job("triton", shape))
-    expect(run, tuned_warm, "tuning_s", 0.0)  # what was chosen came from disk
-    config = tuned_cold.figures[-1]["config"] if tuned_cold.figures else "any"
+    found: dict[str, Start | None] = {}
+    config = "any"
+    if run.tune_s:
+        cold, warm = run.pair("triton autotuned", run.job("triton", shape))
+        expect(run, warm, "tuning_s", 0.0)  # what was chosen came from disk
+        found.update({"tuned cold": worst([cold]), "tuned warm": worst([warm])})
+        config = cold.figures[-1]["config"] if cold.figures else config
     cold, warm = run.pair("triton fixed", run.job("triton", shape, config=config))
-    return {"cold": worst([cold]), "warm": worst([warm]),
-            "tuned cold": worst([tuned_cold]), "tuned warm": worst([tuned_warm])}
+    return {**found, "cold": worst([cold]), "warm": worst([warm])}
 
 
-def tuning_rows(ours: Optional[Start], peer: Optional[Start]) -> list[Row]:
-    rows = [Row("tuning", "s"), Row("  candidates", "")]
-    for row, key in zip(rows, ("tuning_s", "candidates")):
-        if ours:
-            row.quern, row.quern_mad = ours.median(key), ours.mad(key)
-        if peer:
-            row.peer, row.peer_mad = peer.median(key), peer.mad(key)
-    return rows
-
-
-def measure_first_calls(run: Measurement) -> Optional[Start]:
+def measure_first_calls(run: Measurement) -> Start | None:
     """Rows of first calls and tuning; returns quern's warm untuned start."""
     ours = quern_starts(run)
     peer = triton_starts(run) if run.kind == "cuda" else {}
@@ -303,15 +284,19 @@ def measure_first_calls(run: Measurement) -> Optional[Start]:
                       ("first call, warm cache, one config", "warm"),
                       ("first call, empty cache, tuning first", "tuned cold"),
                       ("first call, warm cache, tuned", "tuned warm")):
-        run.rows += first_call_rows(name, ours.get(key), peer.get(key))
-    run.rows += tuning_rows(ours.get("tuned cold"), peer.get("tuned cold"))
+        both = ours.get(key), peer.get(key)
+        run.rows += [row_of(name, "ms", "inner_s", both, 1e3),
+                     row_of("  the same from exec", "ms", "outer_s", both, 1e3)]
+    both = ours.get("tuned cold"), peer.get("tuned cold")
+    run.rows += [row_of("tuning", "s", "tuning_s", both),
+                 row_of("  candidates", "", "candidates", both)]
     return ours.get("warm")
 
 
 # ---- Memory and size --------------------------------------------------------------------------
 
 
-def make_empty_object(folder: Path) -> Optional[Path]:
+def make_empty_object(folder: Path) -> Path | None:
     """An object with empty(), which does nothing, by the compiler that is there; None: none is."""
     path = folder / "empty.o"
     for compiler in (os.environ.get("QUERN_CLANG"), "clang-19", "clang", "cc"):
@@ -328,17 +313,17 @@ def make_empty_object(folder: Path) -> Optional[Path]:
     return None
 
 
-def measure_memory(run: Measurement, warm: Optional[Start]) -> None:
+def measure_memory(run: Measurement, warm: Start | None) -> None:
     """Resident memory of a warm process less that of one without quern's library, and less that
     of one that only links an empty object with LLVM. On the CPU, where LLVM is loaded."""
     if run.kind != "cpu" or not warm:
         return
     found = make_empty_object(run.children.folder)
-    kb = {"warm": warm.median("rss_kb")}
+    kb = {"warm": warm.figure("rss_kb")[0]}
     for what in ("bare", "context", "llvm") if found else ("bare", "context"):
         start = Start(what, {**warm.job, "what": what, "object": str(found)}, False)
-        why = run_starts(run.children, start, "quern tuned", 3, lambda line: None)
-        kb[what] = start.median("rss_kb")
+        why = run_starts(run.children, start, warm.name.removesuffix(" warm"), 3, lambda line: None)
+        kb[what] = start.figure("rss_kb")[0]
         run.starts.append(start)
         if why:
             run.failed.append(why)
@@ -352,7 +337,7 @@ def measure_memory(run: Measurement, warm: Optional[Start]) -> None:
         run.rows.append(row)
 
 
-def stripped_bytes(library: Path, folder: Path) -> Optional[int]:
+def stripped_bytes(library: Path, folder: Path) -> int | None:
     """Size of the library without symbols; None where there is no strip."""
     path = folder / "stripped.so"
     try:
@@ -390,18 +375,18 @@ def measure_calls(run: Measurement) -> Figures:
 # ---- All of it --------------------------------------------------------------------------------
 
 
-def measure(device: str, threads: int, say: Say, tune_s: Optional[float] = None) -> Dict[str, Any]:
+def measure(device: str, threads: int, say: Say, tune_s: float) -> dict[str, Any]:
     """All starts on `device` ("cpu", "cuda:0"): "starts" of the run's JSON; see the module.
 
     threads: of the CPU's products (the calls of the tiny one have one). say: told how it goes, a
-    line at a time. tune_s: budget of quern's tuning in seconds, None: TUNE_S. Takes about a minute
-    on a CPU, two on a GPU. Raises quern.Error where there is no library.
+    line at a time. tune_s: budget of quern's tuning in seconds, 0: nobody tunes. Takes about a
+    minute on a CPU, two on a GPU. Raises quern.Error where there is no library.
     """
     kind = device.partition(":")[0]
     before = clock_cpu.usage()
     with tempfile.TemporaryDirectory(prefix="quern_starts_") as name:
         children = Children(device, threads, Path(name))
-        run = Measurement(children, say, tune_s or TUNE_S[kind])
+        run = Measurement(children, say, tune_s)
         warm = measure_first_calls(run)
         calls = measure_calls(run)
         measure_memory(run, warm)
@@ -421,7 +406,7 @@ def measure(device: str, threads: int, say: Say, tune_s: Optional[float] = None)
     }
 
 
-def number(value: Optional[float], spread: Optional[float]) -> str:
+def number(value: float | None, spread: float | None) -> str:
     """ "137.1 +- 2.4", or "" for what was not measured."""
     if value is None:
         return ""
@@ -430,14 +415,10 @@ def number(value: Optional[float], spread: Optional[float]) -> str:
     return f"{text} +- {spread:.{digits}f}" if spread else text
 
 
-def table(starts: Dict[str, Any]) -> list[str]:
+def table(starts: dict[str, Any]) -> list[str]:
     """The lines that are printed: name | quern | peer | unit. A call of torch's says so."""
     cells = [["starts", "quern", starts["peer"], "unit"]]
     for row in starts["rows"]:
         cells.append([row["name"], number(row["quern"], row["quern_mad"]),
                       number(row["peer"], row["peer_mad"]), row["unit"]])
-    widths = [max(len(line[i]) for line in cells) for i in range(4)]
-    lines = [f"| {a:{widths[0]}} | {b:>{widths[1]}} | {c:>{widths[2]}} | {d:{widths[3]}} |"
-             for a, b, c, d in cells]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return [lines[0], rule, *lines[1:]]
+    return report.aligned(cells)

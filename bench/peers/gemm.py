@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import quern
 
 NAME = "gemm"
+COLUMNS = {"m": True, "n": True, "k": True, "batch": False, "dtype": False}
 DTYPES = {"cpu": ["f32", "bf16", "f16"], "cuda": ["bf16", "f16", "f32"]}  # the default first
 DEFAULT_SHAPES = {"cpu": "cpu", "cuda": "gpu"}
 GROUPS = ["m <= 128", "m >= 512"]
@@ -45,11 +46,11 @@ def params_of(row: dict[str, str], dtype: str) -> dict[str, int | str]:
     for name in ("m", "n", "k", "batch"):
         text = row.get(name, "1" if name == "batch" else "")
         if not text.isdecimal() or int(text) < 1:
-            raise BadOption(f"--shapes: {name}={text}: must be a whole number, 1 or more")
+            raise BadOption(f"{name}={text}: must be a whole number, 1 or more")
         params[name] = int(text)
     params["dtype"] = row.get("dtype", dtype)
     if params["dtype"] not in BYTES:
-        raise BadOption(f"--shapes: dtype={params['dtype']}: must be one of {' '.join(BYTES)}")
+        raise BadOption(f"dtype={params['dtype']}: must be one of {' '.join(BYTES)}")
     return params
 
 
@@ -203,15 +204,18 @@ def ours(case: Case, tuned: quern.Context, untuned: quern.Context, seconds: floa
          choice: dict[str, str], say: Say) -> tuple[list[Quern], float]:
     """Our contestants and the seconds that tuning took. `choice`: variant, config, or nothing.
 
-    `seconds` 0 tunes nothing: then there is one contestant less. Raises quern.Error.
+    `seconds` 0 tunes nothing: then there is one contestant less. Where a packed b plays too, each
+    of the two is tuned for half of it. Raises quern.Error.
     """
+    is_packing = case.device == "cpu" and case.params["dtype"] != "f16" and not choice
+    seconds = seconds / 2 if is_packing else seconds
     plain = [seen(case, arrays.b) for arrays in case.sets]
     tune_options = {name: value for name, value in choice.items() if name != "config"}
     tune_s = tune(case, tuned, tune_options, plain[0], seconds, say) if seconds > 0 else 0.0
     found = [Quern(case, tuned, "quern", "ours", choice, plain)]
     if seconds > 0:
         found.append(Quern(case, untuned, "quern untuned", "untuned", tune_options, plain))
-    if case.device == "cpu" and case.params["dtype"] != "f16" and not choice:
+    if is_packing:
         packed, options = packed_weights(case, tuned), {"packed": PANEL}
         if seconds > 0:
             tune_s += tune(case, tuned, options, packed[0], seconds, say)

@@ -214,7 +214,7 @@ def bf16_entry(library: ctypes.CDLL, case: Case, is_packed: bool) -> Contestant:
     way = "_compute" if is_packed else ""
     packing = Packing(library, stem, shape, ()) if is_packed else None
     call = bf16_gemm(symbol(library, stem + way, None), shape, packing)
-    sums = [np.empty(arrays.out.shape, np.float32) for arrays in case.sets]
+    sums = [np.full(arrays.out.shape, np.nan, np.float32) for arrays in case.sets]
     calls = [[call(at) for at in places_into(case, index, out)] for index, out in enumerate(sums)]
     name = "mkl prepacked (f32 out)" if packing else "mkl (f32 out)"
     outputs = [arrays.out for arrays in case.sets]

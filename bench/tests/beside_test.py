@@ -121,17 +121,24 @@ class Statistics(unittest.TestCase):
 
 
 class ShapeFiles(unittest.TestCase):
-    def read(self, text: str) -> list[dict[str, str]]:
+    def read(self, text: str) -> list[dict[str, int | str]]:
         with tempfile.NamedTemporaryFile("w", suffix=".csv") as file:
             file.write(text)
             file.flush()
-            return shapes.read(Path(file.name))
+            return shapes.read(Path(file.name), gemm.COLUMNS,
+                               lambda line: gemm.params_of(line, "f32"))
 
     def test_a_list_is_one_shape_for_each_value(self) -> None:
         found = self.read('# of\nm,n,k,note\n\n1 16,4,8,"two, words"\n2,4,8,\n')
-        self.assertEqual([line["m"] for line in found], ["1", "16", "2"])
-        self.assertEqual(found[0]["note"], "two, words")
-        self.assertNotIn("note", found[2])
+        self.assertEqual([line["m"] for line in found], [1, 16, 2])
+
+    def test_columns_and_values_that_cannot_be_are_named_with_their_line(self) -> None:
+        for text, said in (("m,n\n1,2\n", "the column k is missing"),
+                           ("m,n,k,btach\n1,2,3,4\n", "column btach: must be one of m n k batch"),
+                           ("m,n,k,k\n1,2,3,4\n", "column k: must be"),
+                           ("m,n,k\n1,2,3\n1,2,x\n", "line 3: k=x: must be a whole number")):
+            with self.assertRaisesRegex(BadOption, said):
+                self.read(text)
 
     def test_a_line_of_another_length_is_named(self) -> None:
         with self.assertRaisesRegex(BadOption, r"line 3: 2 fields: must be 3, m,n,k"):
@@ -143,14 +150,15 @@ class ShapeFiles(unittest.TestCase):
 
     def test_a_size_that_is_none_is_named(self) -> None:
         for value in ("0", "-1", "x", "", "1.5"):
-            with self.assertRaisesRegex(BadOption, f"k={value}: must be a whole number"):
+            with self.assertRaisesRegex(BadOption, f"^k={value}: must be a whole number"):
                 gemm.params_of({"m": "1", "n": "2", "k": value}, "f32")
         with self.assertRaisesRegex(BadOption, "dtype=f8: must be one of f32 bf16 f16"):
             gemm.params_of({"m": "1", "n": "2", "k": "3", "dtype": "f8"}, "f32")
 
     def test_every_set_can_be_read(self) -> None:
-        for name in shapes.sets():
-            found = [gemm.params_of(line, "bf16") for line in shapes.read(shapes.find(name))]
+        for name in shapes.sets("gemm"):
+            found = shapes.read(shapes.find("gemm", name), gemm.COLUMNS,
+                                lambda line: gemm.params_of(line, "bf16"))
             self.assertGreater(len(found), 2, name)
 
     def test_a_sample_is_spread_from_the_first_to_the_last(self) -> None:
@@ -178,6 +186,23 @@ class Contests(unittest.TestCase):
         with mock.patch.object(lazy, "run"):
             outcome = self.hold([[lazy]], FakeClock())
         self.assertIn("nan", outcome.left_out[0])
+
+    def test_every_output_is_touched_before_anyone_runs(self) -> None:
+        case, seen = fake_case(), []
+        case.sets += fake_case().sets
+        first = Fake(case, "first")
+        with mock.patch.object(first, "run", side_effect=lambda index: seen.append(
+                [bool((arrays.out != arrays.out).all()) for arrays in case.sets])):
+            self.hold([[first]], FakeClock())
+        self.assertEqual(seen[0], [True] * 4)
+
+    def test_one_that_cannot_be_closed_ends_nothing(self) -> None:
+        case = fake_case()
+        wrong = Fake(case, "wrong", value=2.0)
+        with mock.patch.object(wrong, "close", side_effect=OSError("gone")):
+            outcome = self.hold([[wrong], [Fake(case, "good")]], FakeClock())
+        self.assertEqual(len(outcome.players), 1)
+        self.assertIn("wrong: close: OSError: gone", outcome.left_out)
 
     def test_a_failing_one_is_left_out_with_its_reason_on_one_line(self) -> None:
         case = fake_case()
@@ -236,6 +261,25 @@ class Rows(unittest.TestCase):
         self.assertEqual(found["lib prepacked"]["ratio"], 4.0)
         self.assertNotIn("read", found)
 
+    def test_without_the_like_of_ours_there_is_no_ratio(self) -> None:
+        case = fake_case()
+        players = [Player(Fake(case, name, role=role), 0.0, [1.0]) for name, role in (
+            ("quern prepacked", "ours"), ("lib", "peer"), ("lib prepacked", "peer"))]
+        row = rows.of_case(case, Outcome(players, [0.0]), [])
+        self.assertEqual([each["against"] for each in row["entries"][1:]],
+                         [None, "quern prepacked"])
+
+    def test_a_few_disturbed_rounds_that_were_kept_make_a_shape_busy(self) -> None:
+        self.assertTrue(rows.is_busy([0.0] * 4 + [0.5] * 3))
+        self.assertFalse(rows.is_busy([0.0] * 5))
+        self.assertFalse(rows.is_busy([0.0] * 3))
+
+    def test_busy_shapes_do_not_count_while_there_are_others(self) -> None:
+        table = [{"label": x, "groups": [], "is_busy": is_busy, "entries": [entry("p", ratio)]}
+                 for x, ratio, is_busy in (("a", 2.0, False), ("b", 0.1, True))]
+        self.assertEqual(figures.means(table, [])[0]["worst"], 2.0)
+        self.assertEqual(figures.means(table[1:], [])[0]["worst"], 0.1)
+
     def test_the_roof_is_the_greater_of_work_and_traffic(self) -> None:
         row = self.row()
         rows.against_roof(row, {"flops": {"f32": 1.0}, "bytes_per_s": 1.0})
@@ -293,7 +337,9 @@ class Measuring(unittest.TestCase):
                 seen.append(index)
                 time.sleep(0.01)
 
-        seconds = clock_cpu.Clock(case).turn(Sleeper())
+        clock = clock_cpu.Clock(case)
+        seconds = clock.turn(Sleeper())
+        clock.turn(Sleeper())
         self.assertTrue(0.01 <= seconds < 0.02, seconds)
         self.assertEqual(seen, [place % 2 for place in range(len(seen))])
 

@@ -53,6 +53,16 @@ class Starts(unittest.TestCase):
         self.assertLess(0, cold.figures[0]["candidates"])
         self.assertEqual("tuned", warm.figures[0]["config_from"])
 
+    def test_without_a_budget_nobody_tunes(self) -> None:
+        self.run_.tune_s = 0.0
+        with mock.patch.dict(starts.PROCESSES, cpu=1):
+            with mock.patch.dict(starts.SHAPES, cpu=(SHAPE,)):
+                starts.measure_first_calls(self.run_)
+        self.assertEqual([], self.run_.failed)
+        self.assertIsNone(found_row(self.run_.rows, "tuning").quern)
+        row = found_row(self.run_.rows, "first call, warm cache, one config")
+        self.assertLess(0, row.quern or 0)
+
     def test_a_wrong_output_is_a_failure(self) -> None:
         inputs = start_child.HostInputs(self.run_.job("quern", SHAPE))
         with self.assertRaisesRegex(RuntimeError, "output is wrong"):
@@ -68,7 +78,7 @@ class Starts(unittest.TestCase):
         cold, warm = self.run_.pair("quern", job)
         self.assertEqual(1, len(self.run_.failed))
         self.assertIn("quern cold", self.run_.failed[0])
-        row = starts.first_call_rows("first call", starts.worst([cold]), None)[0]
+        row = starts.row_of("first call", "ms", "inner_s", (starts.worst([cold]), None))
         self.assertEqual((None, None), (row.quern, row.peer))
         self.assertEqual([], warm.figures)
 

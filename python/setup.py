@@ -20,6 +20,7 @@ from typing import Any
 from setuptools import Distribution, setup
 from setuptools.command.build_py import build_py
 from setuptools.command.egg_info import egg_info
+from setuptools.command.sdist import sdist
 
 try:
     from setuptools.command.bdist_wheel import bdist_wheel
@@ -27,7 +28,8 @@ except ImportError:  # setuptools before 70.1
     from wheel.bdist_wheel import bdist_wheel
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-BUILD = os.environ.get("QUERN_BUILD") or os.path.join(HERE, "..", "build")
+# pip runs this file in python/, wherever it was called itself: a relative QUERN_BUILD is of there.
+BUILD = os.path.abspath(os.environ.get("QUERN_BUILD") or os.path.join(HERE, "..", "build"))
 LIBRARY = "libquern.so.0"
 SCRATCH = tempfile.mkdtemp(prefix="quern_wheel_")
 atexit.register(shutil.rmtree, SCRATCH, ignore_errors=True)
@@ -47,7 +49,7 @@ class BuildWithLibrary(build_py):
     def run(self) -> None:
         library = os.path.join(BUILD, LIBRARY)
         if not os.path.isfile(library):
-            raise SystemExit(f"{LIBRARY}: not in {os.path.normpath(BUILD)}: run make first")
+            raise SystemExit(f"{LIBRARY}: not in {BUILD}: run make first")
         super().run()
         package = os.path.join(self.build_lib, "quern")
         shutil.copy(library, package)
@@ -72,8 +74,15 @@ class PlatformWheel(bdist_wheel):
         super().finalize_options()
         self.root_is_pure = False
 
-    def get_tag(self) -> "tuple[str, str, str]":
+    def get_tag(self) -> tuple[str, str, str]:
         return ("py3", "none", super().get_tag()[2])
+
+
+class NoSourceDistribution(sdist):
+    """The sources are the whole project's, and its Makefile builds them."""
+
+    def run(self) -> None:
+        raise SystemExit("sdist: not offered: make a wheel in the source tree: pip wheel ./python")
 
 
 class BinaryDistribution(Distribution):
@@ -83,7 +92,8 @@ class BinaryDistribution(Distribution):
         return True
 
 
-commands: "dict[str, Any]" = {"build_py": BuildWithLibrary, "egg_info": EggInfoElsewhere,
-                              "bdist_wheel": PlatformWheel}
-setup(version=version(), cmdclass=commands, distclass=BinaryDistribution,
+commands: dict[str, Any] = {"build_py": BuildWithLibrary, "egg_info": EggInfoElsewhere,
+                              "bdist_wheel": PlatformWheel, "sdist": NoSourceDistribution}
+# The licence is said here: how pyproject.toml says it changed between releases of setuptools.
+setup(version=version(), license="Apache-2.0", cmdclass=commands, distclass=BinaryDistribution,
       options={"build": {"build_base": SCRATCH}})

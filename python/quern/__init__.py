@@ -23,14 +23,13 @@ from ._arrays import View, view
 from ._call import call, has_operators as _has_operators
 from ._context import Context
 from ._errors import Error
-from ._facts import Stats
+from ._facts import Stats, doctor, families, stats
 from ._library import library_path
 from ._prepared import Prepared, prepare
 from ._structs import VERSION as __version__
 from ._tune import TuneEntry, TuneProgress, TuneResult, tune
-from .families.copy import copy
-from .families.gemm import gemm, gemm_pack
-from ._module import doctor, families, stats  # last: families() hides the folder of that name
+from ._families.copy import copy
+from ._families.gemm import gemm, gemm_pack
 
 __all__ = ["Context", "Error", "Prepared", "Stats", "TuneEntry", "TuneProgress", "TuneResult",
            "View", "__version__", "call", "copy", "doctor", "families", "gemm", "gemm_pack",

@@ -10,16 +10,15 @@ afterwards is ordered by the stream, as with every other call there.
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any, Optional, Sequence
+from typing import Any, Optional, Sequence
 
 from . import _context, _family, _plan
-from ._arrays import (DEVICE, Array, Kind, Readings, array_of, check_device, describe, read_all)
-from ._errors import Error
+from ._arrays import (DEVICE, Array, Kind, Readings, array_of, check_device, describe,
+                      is_parameter, read_all)
+from ._context import Context, require_context
+from ._errors import Error, require_text
 from ._plan import Function, Inferred, Plan
 from ._structs import pack_call
-
-if TYPE_CHECKING:
-    from ._context import Context
 
 
 def is_traced() -> bool:
@@ -37,17 +36,16 @@ def has_operators() -> bool:
 def raw_stream(stream: Any) -> Optional[int]:
     """The address of a stream given as an int or a torch.cuda.Stream; None of None."""
     raw = getattr(stream, "cuda_stream", stream)
-    if raw is None or (isinstance(raw, int) and not isinstance(raw, bool) and raw >= 0):
+    if raw is None or (isinstance(raw, int) and not isinstance(raw, bool) and 0 <= raw < 2**64):
         return raw
     raise Error(f"stream={stream!r}: must be a torch.cuda.Stream or the address of a CUDA stream")
 
 
-def context_for(function: Function, kinds: "Sequence[Optional[Kind]]",
-                context: "Optional[Context]") -> "Context":
+def context_for(function: Function, kinds: Sequence[Optional[Kind]],
+                context: Optional[Context]) -> Context:
     """The one given, else the default one where the first array is."""
     if context is not None:
-        if not isinstance(context, _context.Context):
-            raise Error(f"context={context!r}: must be a quern.Context")
+        require_context(context)
         return context
     for kind in kinds:
         if kind is not None:
@@ -58,7 +56,7 @@ def context_for(function: Function, kinds: "Sequence[Optional[Kind]]",
     raise Error(f"{function.arrays[0]}: must be given")
 
 
-def stream_of(plan: Plan, context: "Context", stream: Optional[int]) -> Optional[int]:
+def stream_of(plan: Plan, context: Context, stream: Optional[int]) -> Optional[int]:
     """Where a call runs: the stream given, else torch's current one; None: the default one."""
     if stream is None:
         return None if plan.current_stream is None else plan.current_stream()
@@ -77,8 +75,8 @@ def make_output(plan: Plan, readings: Readings) -> Any:
     return made
 
 
-def run(function: Function, values: "tuple[Any, ...]", options: "tuple[Any, ...]",
-        context: "Optional[Context]", stream: Any) -> Any:
+def run(function: Function, values: tuple[Any, ...], options: tuple[Any, ...],
+        context: Optional[Context], stream: Any) -> Any:
     """One call of a family. `values` and `options` are in the order of the Function's.
 
     Returns the output. Error: any argument; the library's own refusals with its text.
@@ -92,18 +90,19 @@ def run(function: Function, values: "tuple[Any, ...]", options: "tuple[Any, ...]
     block = plan.block(data)
     if ctx._tune_s is not None:
         from . import _tune
-        _tune.tune_once(ctx, plan, data, block)
+        _tune.tune_once(ctx, plan, owners, data, block)
     call = pack_call(raw, 0, 0) if raw else None
-    state = ctx._state
-    state.calls.append(None)
-    try:
-        if state.handle is None:
+    state, entry = ctx._state, object()
+    try:  # as the head of _context says
+        state.calls.add(entry)
+        handle = state.handle
+        if handle is None:
             raise state.refuse()
-        status = ctx._library.quern_run(state.handle, plan.spec_ref, block, call)
+        status = ctx._library.quern_run(handle, plan.spec_ref, block, call)
         if status:
-            raise ctx._error(status, state.handle, plan.names)
+            raise ctx._error(status, handle, plan.names)
     finally:
-        state.calls.pop()
+        state.calls.discard(entry)
     if plan.noted:
         plan.note_writes(owners)
     return result
@@ -112,7 +111,7 @@ def run(function: Function, values: "tuple[Any, ...]", options: "tuple[Any, ...]
 # ---- Any family by its name --------------------------------------------------------------------
 
 
-def call(family: str, *arrays: Any, context: "Optional[Context]" = None, stream: Any = None,
+def call(family: str, *arrays: Any, context: Optional[Context] = None, stream: Any = None,
          **arguments: Any) -> Any:
     """Call a family by its name, those of plugins included; returns the output.
 
@@ -124,28 +123,41 @@ def call(family: str, *arrays: Any, context: "Optional[Context]" = None, stream:
 
     Error: the family or one of the arguments is unknown, missing, or refused.
     """
-    from .families import DESCRIPTIONS
-    ctx = context
+    function, context = function_of(family, arrays, arguments, context)
+    values, options = bind(function, arrays, arguments)
+    return run(function, values, options, context, stream)
+
+
+def function_of(family: str, arrays: tuple[Any, ...], arguments: dict[str, Any],
+                context: Optional[Context]) -> tuple[Function, Optional[Context]]:
+    """A family as Python calls it, and the context, if it took one to find that out."""
+    from ._families import DESCRIPTIONS
+    require_text("family", family)
+    require_context(context)
     function = DESCRIPTIONS.get(family)
     if function is None:
-        ctx = context or default_for(arrays + tuple(arguments.values()))
-        function = generic(_family.find(ctx, family), arrays, arguments)
-    values, options = bind(function, arrays, arguments)
-    return run(function, values, options, ctx, stream)
+        context = context or default_for(arrays + tuple(arguments.values()))
+        function = generic(_family.find(context, family), arrays, arguments)
+    return function, context
 
 
-def default_for(values: "Sequence[Any]") -> "Context":
+def key_value(value: Any) -> Any:
+    """An option as part of a key: 0.0 and -0.0 are equal, their texts are not."""
+    return repr(value) if isinstance(value, float) else value
+
+
+def default_for(values: Sequence[Any]) -> Context:
     """The default context of the first array among the values; of the CPU if there is none."""
     for value in values:
-        if value is not None and not isinstance(value, (str, int, float)):
+        if not is_parameter(value):
             array = describe("array", value)
             check_device("array", array)
             return _context.default(array.device)
     return _context.any_default()
 
 
-def bind(function: Function, arrays: "tuple[Any, ...]", arguments: "dict[str, Any]"
-         ) -> "tuple[tuple[Any, ...], tuple[Any, ...]]":
+def bind(function: Function, arrays: tuple[Any, ...], arguments: dict[str, Any]
+         ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Arguments in the order of the Function's arrays and options. Error: one is unknown."""
     given = dict(arguments)
     if len(arrays) > len(function.positional):
@@ -161,35 +173,36 @@ def bind(function: Function, arrays: "tuple[Any, ...]", arguments: "dict[str, An
             raise Error(f"{function.family}() has no argument {name!r}: it has "
                         f"{', '.join(known)}")
     return (tuple(given.get(name) for name in function.arrays),
-            tuple(given.get(name, default) for name, default in function.options.items()))
+            tuple(key_value(given.get(name, default))
+                  for name, default in function.options.items()))
 
 
-def generic(family: _family.Family, arrays: "tuple[Any, ...]", arguments: "dict[str, Any]"
+def generic(family: _family.Family, arrays: tuple[Any, ...], arguments: dict[str, Any]
             ) -> Function:
     """The Function of a family that has none here, for a call with these arguments.
 
     A parameter and an array may have one name: what is text or a number is the parameter.
     """
     slots = tuple(slot.name for slot in family.slots)
-    options: "dict[str, Any]" = {}
+    options: dict[str, Any] = {}
     for name, value in arguments.items():
-        if name in family.params and (name not in slots or isinstance(value, (str, int, float))):
+        if name in family.params and (name not in slots or is_parameter(value)):
             options[name] = None
         elif name not in slots:
             known = ", ".join(dict.fromkeys((*slots, *family.params)))
             raise Error(f"{family.name}() has no argument {name!r}: it has {known}")
     output = next((slot.name for slot in family.slots if slot.is_output), slots[0])
 
-    def infer(named: "dict[str, Optional[Array]]", given: "dict[str, Any]") -> Inferred:
+    def infer(named: dict[str, Optional[Array]], given: dict[str, Any]) -> Inferred:
         return Inferred({**_from_arrays(family, named), **given})
 
     return Function(family.name, slots, slots, output, options, infer, (family.name, *options),
                     slots)
 
 
-def _from_arrays(family: _family.Family, named: "dict[str, Optional[Array]]") -> "dict[str, Any]":
+def _from_arrays(family: _family.Family, named: dict[str, Optional[Array]]) -> dict[str, Any]:
     """Sizes and dtypes that are extents and dtypes of arrays; the first array says each."""
-    params: "dict[str, Any]" = {}
+    params: dict[str, Any] = {}
     for slot in family.slots:
         array = named[slot.name]
         if array is None:

@@ -2,11 +2,20 @@
 
     Context ──> _State(handle, calls, device)   shared with whatever uses the handle
                  handle  None once closed (or in a forked child): nobody calls C any more
-                 calls   one entry for each call that is in C now
+                 calls   an object for each call that is in C now
 
-A user of the handle appends to `calls` first and reads `handle` then; close() clears `handle`
-first and waits for `calls` to be empty then. Both are single operations under the interpreter's
-lock, so that a call costs no lock of ours and no context is destroyed under one.
+Who uses the handle does it in these steps, close() in these others:
+
+    entry = object()               1 handle = None
+    try: calls.add(entry)          2 wait until calls is empty
+         use of handle, if any     3 destroy
+    finally: calls.discard(entry)
+
+Each is a single operation under the interpreter's lock, so that a call costs no lock of ours and
+no context is destroyed under one. An interrupt (Ctrl-C) may end a call at any point, before Python
+3.11 even between `finally` and the discard(); so step 2 drops entries that no running function has
+in its variable `entry`. It looks at the calling thread's own functions, too: one that closes the
+context from inside its own call (a callback, a signal handler) would wait for itself.
 
 At the end of the process every context is destroyed once, by weakref.finalize(); one that a
 thread is still using after a few seconds is left to the system. A forked child abandons what it
@@ -17,17 +26,18 @@ since a child may not open a cache file that its parent has open (docs/ARCHITECT
 from __future__ import annotations
 
 import ctypes
+import functools
 import logging
 import os
 import sys
 import threading
 import time
 import weakref
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Iterator, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Iterable, Optional, TypeVar, Union
 
 from . import _library, _structs
-from ._errors import Error, require_seconds, require_text
+from ._arrays import device_word
+from ._errors import Error, count_of, encoded, require_callable, require_seconds, require_text
 
 if TYPE_CHECKING:
     from ._family import Family
@@ -38,10 +48,12 @@ if TYPE_CHECKING:
 
 Log = Callable[[str, str], None]
 Path = Union[str, "os.PathLike[str]"]
+_T = TypeVar("_T")
 
 _logger = logging.getLogger("quern")
 _LOGGING_LEVELS = {"warn": logging.WARNING, "info": logging.INFO, "debug": logging.DEBUG}
 _EXIT_PATIENCE_S = 5.0
+_CLOSE_PATIENCE_S = 60.0
 
 
 def _log_to_logging(level: str, line: str) -> None:
@@ -51,15 +63,17 @@ def _log_to_logging(level: str, line: str) -> None:
 class _State:
     """What a context and all that was made from it share."""
 
-    __slots__ = ("handle", "calls", "device", "why_closed")
+    __slots__ = ("handle", "to_destroy", "calls", "device", "why_closed")
     handle: Optional[ctypes.c_void_p]
-    calls: "list[None]"
+    to_destroy: list[ctypes.c_void_p]  # the same, for the one who takes it to destroy it
+    calls: set[object]
     device: str
     why_closed: str
 
     def __init__(self) -> None:
         self.handle = None
-        self.calls = []
+        self.to_destroy = []
+        self.calls = set()
         self.device = ""
         self.why_closed = "is closed"
 
@@ -72,96 +86,160 @@ def device_index(device: str) -> int:
     return int(device.partition(":")[2] or 0) if device.startswith("cuda") else -1
 
 
-def _destroy(state: _State, callbacks: "list[Any]", patience_s: float) -> None:
-    """Ends the context once nobody is in it. `callbacks` only have to live until then."""
-    handle, state.handle = state.handle, None
-    if handle is None:
-        return
-    give_up = time.monotonic() + patience_s
+def _entries(frame: Any) -> set[int]:
+    """The ids of what the function of a frame, and its callers, have in a variable `entry`."""
+    found = set()
+    while frame is not None:
+        if "entry" in frame.f_code.co_varnames:
+            found.add(id(frame.f_locals.get("entry")))
+        frame = frame.f_back
+    return found
+
+
+def _drop_ended(calls: set[object]) -> None:
+    """Takes out entries that an interrupt left behind: see above."""
+    before = list(calls)  # before the frames: what begins later is in neither or in both
+    running = set().union(*map(_entries, sys._current_frames().values()))
+    for call in before:
+        if id(call) not in running:
+            calls.discard(call)
+
+
+def _wait(state: _State, patience_s: float) -> None:
+    """Until nobody is in the context. Error: this thread is; or somebody still is at the end."""
+    give_up, look = time.monotonic() + patience_s, time.monotonic() + 0.05
     while state.calls:
-        if time.monotonic() > give_up:
-            return
+        now = time.monotonic()
+        if now > look:
+            _drop_ended(state.calls)
+            look = now + 1.0
+        if now > give_up:
+            raise Error(f"context: still in use by {len(state.calls)} calls after "
+                        f"{patience_s:g} s")
         time.sleep(0.0005)
-    if state.device.startswith("cuda") and "torch" in sys.modules:
-        from . import _torch
-        _torch.synchronize(device_index(state.device))
-    _library.load().quern_context_destroy(handle)
-    callbacks.clear()
+
+
+def _refuse_inside(state: _State) -> None:
+    """Error: the calling thread is in a call of the context itself, and would wait for it."""
+    if state.calls and not _entries(sys._getframe()).isdisjoint(map(id, list(state.calls))):
+        raise Error("context: this thread is inside a call of it: close it after that")
+
+
+def _destroy(state: _State, callbacks: list[Any], patience_s: float) -> None:
+    """Ends the context once nobody is in it. `callbacks` only have to live until then.
+
+    Error: somebody is; it is then as it was.
+    """
+    _refuse_inside(state)
+    try:
+        handle = state.to_destroy.pop()
+    except IndexError:  # done, or another thread is about to
+        return
+    try:
+        state.handle = None
+        _wait(state, patience_s)
+    except BaseException:  # an interrupt, too
+        state.handle = handle
+        state.to_destroy.append(handle)
+        raise
+    try:
+        if state.device.startswith("cuda") and hasattr(sys.modules.get("torch"), "cuda"):
+            from . import _torch
+            if _torch.is_cuda_usable():
+                _torch.synchronize(device_index(state.device))
+    finally:
+        _library.load().quern_context_destroy(handle)
+        callbacks.clear()
+
+
+def _destroy_at_end(state: _State, callbacks: list[Any]) -> None:
+    """Of a context that was dropped, or at the end of the process: one in use is left alone."""
+    try:
+        _destroy(state, callbacks, _EXIT_PATIENCE_S)
+    except Error as error:
+        state.handle = None
+        _logger.debug("%s", error)
 
 
 class Context:
     """A device, a cache of kernels, and the options that both have. Any thread may use it.
 
-    device        "cpu", "cuda", "cuda:N"; None: cuda if usable, else cpu
+    device        "cpu", "cuda", "cuda:N", or a torch.device; None: cuda if usable, else cpu
     cache         file of the cache; "": memory only; None: $QUERN_CACHE, else
                   ~/.cache/quern/quern.db
     mode          "normal", or "sealed": never compiles or tunes; None: $QUERN_MODE
     tune          seconds: a bucket met for the first time is tuned then, for at most that long;
-                  what the cache has a winner for is not tuned again. None: only tune() tunes
+                  what the cache has a winner for is not tuned again. None: only tune() tunes.
+                  Not with mode="sealed"; where $QUERN_MODE says sealed it does nothing
     profile       name of a device profile to plan for; None: the device's own
-    threads       that execute a call on the CPU; None: $OMP_NUM_THREADS, else all
+    threads       that execute a call on the CPU; None, 0: $OMP_NUM_THREADS, else all
     templates     directory that is looked in before the templates in the library
-    log           called as log(level, line), possibly from other threads; it may not use the
-                  context. None: to the logging module's logger "quern"
+    log           called as log(level, line), possibly from other threads; it may not use or
+                  close the context. None: to the logging module's logger "quern"
     log_level     "off", "warn", "info", "debug"; None: $QUERN_LOG, else warn
-    plugins       files of shared objects with further families
+    plugins       a list of files: shared objects with further families
 
     With torch imported, workspaces and tuning buffers of a CUDA context come from torch's caching
     allocator. `with` closes it at the end. Error: an option, the cache or the device is refused.
+
+    A context is the process's that made it: in a forked child it is refused.
     """
 
-    def __init__(self, device: Optional[str] = None, cache: "Optional[Path]" = None,
+    def __init__(self, device: Any = None, cache: Optional[Path] = None,
                  mode: Optional[str] = None, tune: Optional[float] = None,
                  profile: Optional[str] = None, threads: Optional[int] = None,
-                 templates: "Optional[Path]" = None, log: Optional[Log] = None,
-                 log_level: Optional[str] = None, plugins: "Iterable[Path]" = ()) -> None:
+                 templates: Optional[Path] = None, log: Optional[Log] = None,
+                 log_level: Optional[str] = None, plugins: Iterable[Path] = ()) -> None:
         require_seconds("tune", tune)
+        device = device_word(device)
         require_text("device", device)
-        if log is not None and not callable(log):
-            raise Error(f"log={log!r}: must be callable as log(level, line)")
+        require_callable("log", log, "log(level, line)")
+        if tune is not None and mode == "sealed":
+            raise Error(f"tune={tune}: must be None with mode=sealed, which tunes nothing")
+        files = _files("plugins", plugins)
         if log_level is not None and log_level not in _structs.LOG_LEVELS:
             raise Error(f"log_level={log_level}: must be one of: {' '.join(_structs.LOG_LEVELS)}")
         self._library = _library.load()
         self._state = _State()
-        self._callbacks: "list[Any]" = []
-        self._tune_s = tune
-        self._tuned: "set[Any]" = set()
-        self._families: "dict[str, Family]" = {}
-        self._plans: "dict[Any, Plan]" = {}
+        self._callbacks: list[Any] = []
+        is_sealed = mode is None and os.environ.get("QUERN_MODE") == "sealed"
+        self._tune_s = None if is_sealed or tune is None else float(tune)
+        self._tuned: dict[Any, None] = {}
+        self._families: dict[str, Family] = {}
+        self._plans: dict[Any, Plan] = {}
         texts = {"cache": cache, "mode": mode, "profile": profile, "templates": templates}
-        self._open({name: _encoded(name, text) for name, text in texts.items()}, device, threads,
+        self._open({name: encoded(name, text) for name, text in texts.items()}, device, threads,
                    log, log_level)
         _live.add(self)
-        for path in plugins:
-            self._load_plugin(_encoded("plugins", path) or b"")
+        for path in files:
+            self._load_plugin(path)
 
     # ---- Making --------------------------------------------------------------------------------
 
-    def _open(self, texts: "dict[str, Optional[bytes]]", device: Optional[str],
+    def _open(self, texts: dict[str, Optional[bytes]], device: Optional[str],
               threads: Optional[int], log: Optional[Log], log_level: Optional[str]) -> None:
         options = _structs.Options(size=ctypes.sizeof(_structs.Options))
         for name, text in texts.items():
             setattr(options, name, text)
-        options.threads = _in_int(threads, "threads")
+        options.threads = count_of("threads", threads)
         say = (log or _log_to_logging) if log_level != "off" else None
         if say is not None:
             options.log = self._keep(_log_callback(say))
             options.log_level = _structs.LOG_LEVELS.index(log_level) if log_level else 0
         if device is None:
             device = self._find_device(options)
-        options.device = device.encode()
+        options.device = encoded("device", device)
         if device.startswith("cuda"):
             self._use_torch_memory(options)
         self._state.handle = self._create(options)
+        self._state.to_destroy = [self._state.handle]
         self._state.device = "cuda:0" if device == "cuda" else device
-        self._finalizer = weakref.finalize(self, _destroy, self._state, self._callbacks,
-                                           _EXIT_PATIENCE_S)
+        self._finalizer = weakref.finalize(self, _destroy_at_end, self._state, self._callbacks)
 
     def _load_plugin(self, path: bytes) -> None:
         """A plugin may leave quern's symbols to the program that loads it: they are made global."""
         ctypes.CDLL(_library.library_path(), ctypes.RTLD_GLOBAL | os.RTLD_NOLOAD)
-        with self._use() as handle:
-            self._check(self._library.quern_plugin_load(handle, path))
+        self._ask("quern_plugin_load", path)
 
     def _keep(self, callback: Any) -> Any:
         self._callbacks.append(callback)
@@ -181,7 +259,7 @@ class Context:
         from . import _facts
         handle = self._create(options)
         try:
-            facts = _facts.doctor(self._library, handle)
+            facts = _facts.read(self._library, handle)
         finally:
             self._library.quern_context_destroy(handle)
         return "cuda:0" if facts.get("cuda", {}).get("usable") == "yes" else "cpu"
@@ -197,20 +275,27 @@ class Context:
 
     # ---- Using ---------------------------------------------------------------------------------
 
-    @contextmanager
-    def _use(self) -> Iterator[ctypes.c_void_p]:
-        """The handle, which is not destroyed meanwhile. Error: closed."""
-        state = self._state
-        state.calls.append(None)
+    def _inside(self, work: Callable[[ctypes.c_void_p], _T]) -> _T:
+        """work(handle); the context is not destroyed meanwhile. Error: closed."""
+        state, entry = self._state, object()
         try:
-            if state.handle is None:
+            state.calls.add(entry)
+            handle = state.handle
+            if handle is None:
                 raise state.refuse()
-            yield state.handle
+            return work(handle)
         finally:
-            state.calls.pop()
+            state.calls.discard(entry)
 
-    def _error(self, status: int, handle: Optional[ctypes.c_void_p],
-               names: "Optional[dict[str, str]]" = None) -> Error:
+    def _ask(self, function: str, *arguments: Any) -> None:
+        """A function of the library with the handle as its first argument. Error: its status."""
+        def ask(handle: ctypes.c_void_p) -> None:
+            self._check(getattr(self._library, function)(handle, *arguments), handle)
+
+        self._inside(ask)
+
+    def _error(self, status: int, handle: Any,
+               names: Optional[dict[str, str]] = None) -> Error:
         """The calling thread's last failure. `names`: arrays that Python calls differently."""
         text = self._library.quern_errmsg(handle).decode(errors="replace")
         for field, name in (names or {}).items():
@@ -219,10 +304,10 @@ class Context:
         kind = _library.status_name(status)
         return Error(text or kind.lower(), kind)
 
-    def _check(self, status: int, names: "Optional[dict[str, str]]" = None) -> None:
+    def _check(self, status: int, handle: Any, names: Optional[dict[str, str]] = None) -> None:
         """Error unless status is 0."""
         if status:
-            raise self._error(status, self._state.handle, names)
+            raise self._error(status, handle, names)
 
     @property
     def device(self) -> str:
@@ -234,15 +319,17 @@ class Context:
         return self._state.handle is None
 
     def close(self) -> None:
-        """Ends the context; waits for calls that are under way, on a GPU also for its work.
+        """Ends the context; waits for calls that are under way, and on a GPU for torch's work.
 
-        Whatever was prepared with it is refused from then on. A second close does nothing. Not
-        from a log or progress callback: it would wait for itself.
+        Without torch, work on a GPU that its calls began must have ended before. Whatever was
+        prepared with it is refused from then on. A second close does nothing. Error, and the
+        context stays open: calls of other threads go on for more than a minute; or the calling
+        thread is itself inside a call (a log or progress callback, a signal handler).
         """
-        _destroy(self._state, self._callbacks, float("inf"))
+        _destroy(self._state, self._callbacks, _CLOSE_PATIENCE_S)
         self._finalizer.detach()
 
-    def __enter__(self) -> "Context":
+    def __enter__(self) -> Context:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -258,64 +345,61 @@ class Context:
         from ._call import call
         return call(family, *arrays, context=self, **arguments)
 
-    def prepare(self, family: str, *arrays: Any, **arguments: Any) -> "Prepared":
+    def gemm(self, a: Any, b: Any, out: Any = None, **options: Any) -> Any:
+        """quern.gemm() in this context."""
+        from ._families.gemm import gemm
+        return gemm(a, b, out, context=self, **options)
+
+    def gemm_pack(self, b: Any, out: Any = None, **options: Any) -> Any:
+        """quern.gemm_pack() in this context."""
+        from ._families.gemm import gemm_pack
+        return gemm_pack(b, out, context=self, **options)
+
+    def copy(self, x: Any, out: Any = None, **options: Any) -> Any:
+        """quern.copy() in this context."""
+        from ._families.copy import copy
+        return copy(x, out, context=self, **options)
+
+    def prepare(self, family: str, *arrays: Any, **arguments: Any) -> Prepared:
         """quern.prepare() in this context."""
         from ._prepared import prepare
         return prepare(family, *arrays, context=self, **arguments)
 
-    def tune(self, family: str, *arrays: Any, **arguments: Any) -> "TuneResult":
+    def tune(self, family: str, *arrays: Any, **arguments: Any) -> TuneResult:
         """quern.tune() in this context."""
         from ._tune import tune
         return tune(family, *arrays, context=self, **arguments)
 
-    def doctor(self) -> "dict[str, dict[str, str]]":
+    def doctor(self) -> dict[str, dict[str, str]]:
         """quern.doctor() of this context."""
         from . import _facts
-        with self._use() as handle:
-            return _facts.doctor(self._library, handle)
+        return self._inside(functools.partial(_facts.read, self._library))
 
-    def stats(self) -> "Stats":
+    def stats(self) -> Stats:
         """quern.stats() of this context's cache."""
         from . import _facts
-        return _facts.stats(self)
+        return _facts.stats_of(self)
 
-    def families(self) -> "dict[str, str]":
+    def families(self) -> dict[str, str]:
         """quern.families() of this context, plugins included."""
         from . import _family
         return _family.names(self)
 
-    def __getattr__(self, name: str) -> "Callable[..., Any]":
-        """context.gemm(...) is quern.gemm(..., context=context), and so for every family."""
-        from .families import FUNCTIONS
-        if name not in FUNCTIONS:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        function = FUNCTIONS[name]
 
-        def in_this_context(*arrays: Any, **arguments: Any) -> Any:
-            return function(*arrays, context=self, **arguments)
-
-        return in_this_context
-
-    def __dir__(self) -> "list[str]":
-        from .families import FUNCTIONS
-        return [*super().__dir__(), *FUNCTIONS]
+def require_context(context: Any) -> None:
+    """Error unless it is a Context or None."""
+    if context is not None and not isinstance(context, Context):
+        raise Error(f"context={context!r}: must be a quern.Context")
 
 
-def _encoded(name: str, value: "Optional[Path]") -> Optional[bytes]:
-    """A text or path as C takes it."""
+def _files(name: str, paths: Any) -> list[bytes]:
+    """Error unless it is a list, or such, of texts and paths."""
     try:
-        return None if value is None else os.fsencode(value)
+        if isinstance(paths, (str, bytes)):
+            raise TypeError
+        return [encoded(name, "" if path is None else path) or b"" for path in paths]
     except TypeError:
-        raise Error(f"{name}={value!r}: must be text or a path") from None
-
-
-def _in_int(value: Optional[int], name: str) -> int:
-    """None: 0. Error: no C int."""
-    if value is None:
-        return 0
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**31:
-        raise Error(f"{name}={value!r}: must be a whole number of at least 0")
-    return value
+        raise Error(f"{name}={paths!r}: must be a list of paths") from None
 
 
 def _log_callback(log: Log) -> Any:
@@ -327,8 +411,8 @@ def _log_callback(log: Log) -> Any:
 
 # ---- Default contexts --------------------------------------------------------------------------
 
-_live: "weakref.WeakSet[Context]" = weakref.WeakSet()
-defaults: "dict[str, Context]" = {}
+_live: weakref.WeakSet[Context] = weakref.WeakSet()
+defaults: dict[str, Context] = {}
 _defaults_lock = threading.Lock()
 _is_forked_child = False
 
@@ -361,7 +445,7 @@ def _abandon_inherited() -> None:
     defaults.clear()
     for context in list(_live):
         state = context._state
-        state.handle, state.calls = None, []
+        state.handle, state.to_destroy, state.calls = None, [], set()
         state.why_closed = "was made before a fork: make a new one in the child"
         context._finalizer.detach()
 

@@ -1,15 +1,12 @@
-"""What the machine has (doctor) and what the cache holds (stats)."""
+"""What the machine has (doctor), what the cache holds (stats), what there is to call (families)."""
 
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
-from . import _structs
+from . import _context, _structs
 from ._errors import Error
-
-if TYPE_CHECKING:
-    from ._context import Context
 
 
 class Stats(NamedTuple):
@@ -25,16 +22,33 @@ class Stats(NamedTuple):
     misses: int
 
 
-def stats(context: "Context") -> Stats:
+def doctor() -> dict[str, dict[str, str]]:
+    """What this machine has: {"cpu": {...}, "cuda": {...}, "cache": {...}}, all text.
+
+    A backend that cannot be used has "usable": "no" and a "reason" that says how to get it.
+    """
+    return _context.any_default().doctor()
+
+
+def stats() -> Stats:
+    """What the default cache holds and how often it served."""
+    return _context.any_default().stats()
+
+
+def families() -> dict[str, str]:
+    """The families that the library brings: what each computes, in a line."""
+    return _context.any_default().families()
+
+
+def stats_of(context: _context.Context) -> Stats:
     result = _structs.CacheStats()
-    with context._use() as handle:
-        context._check(context._library.quern_cache_stats(handle, ctypes.byref(result)))
+    context._ask("quern_cache_stats", ctypes.byref(result))
     return Stats(*(getattr(result, name) for name in Stats._fields))
 
 
-def doctor(library: ctypes.CDLL, handle: ctypes.c_void_p) -> "dict[str, dict[str, str]]":
+def read(library: ctypes.CDLL, handle: ctypes.c_void_p) -> dict[str, dict[str, str]]:
     """Facts by section, "cpu", "cuda" and "cache", in the library's order."""
-    facts: "dict[str, dict[str, str]]" = {}
+    facts: dict[str, dict[str, str]] = {}
 
     def fact(_: Optional[int], section: bytes, name: bytes, value: bytes) -> None:
         facts.setdefault(section.decode(), {})[name.decode()] = value.decode(errors="replace")

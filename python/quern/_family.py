@@ -9,10 +9,12 @@ then asked of the library (quern_spec_shape()), which evaluates the expressions.
 from __future__ import annotations
 
 import ctypes
+import numbers
 from typing import TYPE_CHECKING, Any, NamedTuple, Optional
 
 from . import _structs
-from ._errors import Error
+from ._arrays import dtype_word
+from ._errors import Error, encoded, require_text
 
 if TYPE_CHECKING:
     from ._context import Context
@@ -23,7 +25,7 @@ class Param(NamedTuple):
 
     name: str
     kind: int  # _structs.SIZE, CHOICE, ...
-    domain: "tuple[str, ...]"  # of a CHOICE or DTYPE
+    domain: tuple[str, ...]  # of a CHOICE or DTYPE
     is_required: bool
 
 
@@ -32,7 +34,7 @@ class Slot(NamedTuple):
 
     name: str
     dtype: Optional[str]  # the DTYPE parameter that it is; None: an expression or a constant
-    dims: "tuple[Optional[str], ...]"  # the SIZE parameter that each extent is; None: likewise
+    dims: tuple[Optional[str], ...]  # the SIZE parameter that each extent is; None: likewise
     is_output: bool  # OUT or INOUT, under some parameters at least
 
 
@@ -67,7 +69,7 @@ def _text(value: Optional[bytes]) -> str:
     return value.decode() if value else ""
 
 
-def _split(shape: str) -> "list[str]":
+def _split(shape: str) -> list[str]:
     """At the commas outside brackets."""
     parts, depth = [""], 0
     for letter in shape:
@@ -84,70 +86,80 @@ def _param(row: _structs.Param) -> Param:
     return Param(_text(row.name), row.kind, tuple(_text(row.domain).split()), is_required)
 
 
-def names(context: "Context") -> "dict[str, str]":
+def names(context: Context) -> dict[str, str]:
     """Every family that the context knows: what it computes, in a line."""
-    with context._use() as handle:
-        count = context._library.quern_family_count(handle)
-        rows = [_read(context, context._library.quern_family_at(handle, i)) for i in range(count)]
-    return {row.name: row.doc for row in rows}
+    library = context._library
+
+    def read_all(handle: Any) -> list[Family]:
+        count = library.quern_family_count(handle)
+        return [_read(context, library.quern_family_at(handle, i)) for i in range(count)]
+
+    return {row.name: row.doc for row in context._inside(read_all)}
 
 
-def _read(context: "Context", address: int) -> Family:
+def _read(context: Context, address: int) -> Family:
     text = _structs.FamilyDescription()
     context._library.quern_family_describe(address, ctypes.byref(text))
     return Family(_text(text.name), address, text)
 
 
-def find(context: "Context", name: str) -> Family:
+def find(context: Context, name: str) -> Family:
     """Error: the context knows no such family; lists those it knows."""
+    require_text("family", name)
     known = context._families.get(name)
     if known is not None:
         return known
-    with context._use() as handle:
-        address = context._library.quern_family_find(handle, str(name).encode())
-        if not address:
-            raise Error(f"family={name}: must be one of: {' '.join(names(context))}")
-        family = context._families[name] = _read(context, address)
+    raw = b"" if name is None or "\0" in name else encoded("family", name)
+
+    def read(handle: Any) -> Optional[Family]:
+        address = context._library.quern_family_find(handle, raw)
+        return _read(context, address) if address else None
+
+    family = context._inside(read)
+    if family is None:
+        raise Error(f"family={name}: must be one of: {' '.join(names(context))}")
+    context._families[name] = family
     return family
 
 
 def _value_text(param: Param, value: Any) -> str:
-    """What the library reads the value from: True is "1", 512 is "512"."""
+    """What the library reads the value from: True is "1", 512 is "512", torch.float32 "f32"."""
+    if param.kind == _structs.DTYPE and not isinstance(value, numbers.Number):
+        return dtype_word(param.name, value)
     if param.kind == _structs.FLAG and not isinstance(value, str) and value in (0, 1):
         return str(int(value))
-    if param.kind == _structs.REAL and isinstance(value, (int, float)):
-        return repr(float(value))
+    if param.kind == _structs.REAL and isinstance(value, numbers.Real):
+        try:
+            return repr(float(value))
+        except OverflowError:
+            raise Error(f"{param.name}: is beyond what a double holds") from None
     return str(value)
 
 
-def make_spec(context: "Context", family: Family, values: "dict[str, Any]") -> _structs.Spec:
+def make_spec(context: Context, family: Family, values: dict[str, Any]) -> _structs.Spec:
     """The spec with these parameters, validated. Error: the library's text."""
     spec = _structs.Spec()
-    library = context._library
-    with context._use() as handle:
-        context._check(library.quern_spec_init(handle, family.name.encode(), ctypes.byref(spec)))
-        for name, value in values.items():
-            param = family.params.get(name)
-            text = str(value) if param is None else _value_text(param, value)
-            context._check(library.quern_spec_set(handle, ctypes.byref(spec), name.encode(),
-                                                  text.encode()))
-        context._check(library.quern_spec_validate(handle, ctypes.byref(spec)))
+    reference = ctypes.byref(spec)
+    context._ask("quern_spec_init", encoded("family", family.name), reference)
+    for name, value in values.items():
+        param = family.params.get(name)
+        text = str(value) if param is None else _value_text(param, value)
+        context._ask("quern_spec_set", reference, encoded("parameter", name), encoded(name, text))
+    context._ask("quern_spec_validate", reference)
     return spec
 
 
-def spec_text(context: "Context", spec: _structs.Spec) -> str:
+def spec_text(context: Context, spec: _structs.Spec) -> str:
     """Canonical: all parameters, in the .def's order."""
     buffer = ctypes.create_string_buffer(4096)
     context._library.quern_spec_text(ctypes.byref(spec), buffer, len(buffer))
     return buffer.value.decode()
 
 
-def spec_shapes(context: "Context", family: Family, spec: _structs.Spec
-                ) -> "list[_structs.Shape]":
+def spec_shapes(context: Context, family: Family, spec: _structs.Spec
+                ) -> list[_structs.Shape]:
     """Role, dtype and dimensions of every array under the spec."""
     shapes = [_structs.Shape() for _ in family.slots]
-    with context._use() as handle:
-        for i, shape in enumerate(shapes):
-            context._check(context._library.quern_spec_shape(handle, ctypes.byref(spec), i,
-                                                             ctypes.byref(shape)))
+    for i, shape in enumerate(shapes):
+        context._ask("quern_spec_shape", ctypes.byref(spec), i, ctypes.byref(shape))
     return shapes

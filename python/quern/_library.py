@@ -23,11 +23,11 @@ from ._errors import Error
 NAME = "libquern.so.0"
 
 _lock = threading.Lock()
-_loaded: "Optional[ctypes.CDLL]" = None
+_loaded: Optional[ctypes.CDLL] = None
 _loaded_from = ""
 
 # Function: (result, arguments). An int result is a status.
-_PROTOTYPES: "dict[str, tuple[Any, list[Any]]]" = {
+_PROTOTYPES: dict[str, tuple[Any, list[Any]]] = {
     "quern_version": (c_char_p, []),
     "quern_status_name": (c_char_p, [c_int]),
     "quern_context_create": (c_int, [POINTER(_structs.Options), POINTER(c_void_p)]),
@@ -57,17 +57,17 @@ _PROTOTYPES: "dict[str, tuple[Any, list[Any]]]" = {
 _BARE = ("quern_run", "quern_launch")
 
 
-def _places() -> "list[str]":
+def _places() -> list[str]:
     """Where the library may be, the first that exists counts; the last is the loader's to find."""
     named = os.environ.get("QUERN_LIBRARY")
-    if named:
-        return [named]
+    if named:  # a name without a folder may be the loader's
+        return [os.path.abspath(named) if os.sep in named or os.path.isfile(named) else named]
     here = os.path.dirname(os.path.abspath(__file__))
     build = os.path.normpath(os.path.join(here, "..", "..", "build"))
     return [os.path.join(here, NAME), os.path.join(build, NAME), NAME]
 
 
-def _open() -> "tuple[ctypes.CDLL, str]":
+def _open() -> tuple[ctypes.CDLL, str]:
     """The first library of _places() that loads, and the place."""
     looked = []
     for place in _places():
@@ -128,7 +128,7 @@ class _DlInfo(ctypes.Structure):
                 ("address", c_void_p)]
 
 
-def _mapped_file(library: ctypes.CDLL) -> "Optional[str]":
+def _mapped_file(library: ctypes.CDLL) -> Optional[str]:
     """The path of the file that a function of the library lies in, as the loader names it."""
     info = _DlInfo()
     address = ctypes.cast(library.quern_version, c_void_p)

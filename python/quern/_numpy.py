@@ -12,23 +12,16 @@ from . import _structs
 from ._arrays import Reading, View
 from ._errors import Error
 
-# By NumPy's names; the last three are ml_dtypes'.
-_NAMES = {"float32": "f32", "float16": "f16", "float64": "f64", "int8": "i8", "uint8": "u8",
-          "int32": "i32", "int64": "i64", "bfloat16": "bf16", "float8_e4m3fn": "e4m3",
-          "float8_e5m2": "e5m2"}
 # NumPy gives no buffers of dtypes that are not its own, nor ctypes an address of what is read-only,
 # strided or empty; of all others it is the cheapest way to one.
 _NOT_BUFFERS = ("bf16", "e4m3", "e5m2")
 _Byte = ctypes.c_char
-_known: "dict[Any, str]" = {}  # numpy.dtype -> quern's name, of the dtypes met
+_known: dict[Any, str] = {}  # numpy.dtype -> quern's name, of the dtypes met
 
 
 def dtype_name(dtype: Any) -> str:
     """Quern's name of a NumPy dtype; NumPy's own for others, ">f4" for a foreign byte order."""
-    known = _known.get(dtype)
-    if known is not None:
-        return known
-    name = _NAMES.get(dtype.name)
+    name = _structs.SHORT_NAMES.get(dtype.name)
     if name is None or not dtype.isnative or dtype.itemsize != _structs.DTYPE_BYTES[name]:
         return str(dtype.name if dtype.isnative else dtype.str)
     _known[dtype] = name
@@ -38,8 +31,12 @@ def dtype_name(dtype: Any) -> str:
 def read(value: Any, stream: Optional[int] = None) -> Reading:
     """``stream`` is not used: the data is in host memory."""
     flags, itemsize, dtype = value.flags, value.itemsize or 1, value.dtype
-    name = _known.get(dtype) or dtype_name(dtype)
-    if flags.carray and value.size and name not in _NOT_BUFFERS:
+    name = _known.get(dtype)
+    if name is None:  # not one of quern's, or met for the first time
+        name, is_buffer = dtype_name(dtype), False
+    else:
+        is_buffer = flags.carray and value.size and name not in _NOT_BUFFERS
+    if is_buffer:
         address = ctypes.addressof(_Byte.from_buffer(value))
     else:
         address = value.__array_interface__["data"][0]
@@ -59,16 +56,16 @@ def _in_elements(stride: int, itemsize: int, value: Any) -> int:
     return elements
 
 
-_PLAIN = {name: numpy.dtype(known) for known, name in _NAMES.items() if hasattr(numpy, known)}
+_LONG_NAMES = {short: name for name, short in _structs.SHORT_NAMES.items()}
+_PLAIN = {short: numpy.dtype(name) for short, name in _LONG_NAMES.items() if hasattr(numpy, name)}
 
 
-def empty(shape: "tuple[int, ...]", dtype: str) -> Any:
+def empty(shape: tuple[int, ...], dtype: str) -> Any:
     """A new array; of a dtype that NumPy lacks ml_dtypes' if imported, else a View of integers."""
     if dtype in _PLAIN:
         return numpy.empty(shape, _PLAIN[dtype])
     ml_dtypes = sys.modules.get("ml_dtypes")
     if ml_dtypes is not None:
-        name = next(known for known, ours in _NAMES.items() if ours == dtype)
-        return numpy.empty(shape, getattr(ml_dtypes, name))
+        return numpy.empty(shape, getattr(ml_dtypes, _LONG_NAMES[dtype]))
     carrier = numpy.uint16 if _structs.DTYPE_BYTES[dtype] == 2 else numpy.uint8
     return View(numpy.empty(shape, carrier), dtype)

@@ -18,34 +18,38 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Sequence
 
 from . import _family, _structs
-from ._arrays import Array, Kind, array_of, check_strides, maker
+from ._arrays import Array, Kind, array_of, check_strides, maker, remember
 from ._errors import Error, invalid
 
 if TYPE_CHECKING:
     from ._context import Context
 
-_MOST_PLANS = 4096  # of a context: a program with more kinds of calls starts again
+_MOST_PLANS = 65536  # of a context, about 1.5 KB each; the older half goes then
+
+
+_WAYS = {"f64": "; pass its astype(np.float32) or .float()"}  # out of a dtype that is refused
 
 
 class Inferred(NamedTuple):
     """What the arguments of a call mean."""
 
-    params: "dict[str, Any]"  # of the spec; those left out have their defaults
-    views: "dict[str, tuple[tuple[int, ...], tuple[int, ...]]]" = {}  # argument: shape, strides
+    params: dict[str, Any]  # of the spec; those left out have their defaults
+    views: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}  # argument: shape, strides
     output_rank: int = _structs.MAX_RANK  # of an output to be made: leading extents of 1 go
+    asked: dict[str, str] = {}  # parameter: the option that alone says it, where one does
 
 
 class Function(NamedTuple):
     """A family as Python calls it."""
 
     family: str
-    arrays: "tuple[str, ...]"  # arguments that are arrays, in the .def's order
-    fields: "tuple[str, ...]"  # the same, as the .def names them
+    arrays: tuple[str, ...]  # arguments that are arrays, in the .def's order
+    fields: tuple[str, ...]  # the same, as the .def names them
     output: str  # the argument that is made when it is not given, and returned
-    options: "dict[str, Any]"  # the other arguments, with their defaults
-    infer: "Callable[[dict[str, Optional[Array]], dict[str, Any]], Inferred]"
+    options: dict[str, Any]  # the other arguments, with their defaults
+    infer: Callable[[dict[str, Optional[Array]], dict[str, Any]], Inferred]
     key: Any  # what plans are remembered under: hashable
-    positional: "tuple[str, ...]"  # the arrays in the order in which they go without names
+    positional: tuple[str, ...]  # the arrays in the order in which they go without names
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,30 +60,30 @@ class Plan:
     family: _family.Family
     spec: _structs.Spec
     spec_ref: Any  # byref(spec)
-    pack: "Callable[..., bytes]"  # struct quern_array[] of `parts`
-    parts: "list[Any]"  # of each array the address, here 0, and the rest of the struct
+    pack: Callable[..., bytes]  # struct quern_array[] of `parts`
+    parts: list[Any]  # of each array the address, here 0, and the rest of the struct
     output: int  # the argument that is returned
-    make: "Optional[Callable[[], Any]]"  # of the output, if it is not given
-    current_stream: "Optional[Callable[[], int]]"  # torch's, of a GPU's tensors
-    is_written: "list[bool]"  # of each array
-    noted: "tuple[int, ...]"  # written ones that note_write() is called with
-    note_write: "Optional[Callable[[Any], None]]"
-    names: "dict[str, str]"  # what Python calls an array of the family, where it differs
+    make: Optional[Callable[[], Any]]  # of the output, if it is not given
+    current_stream: Optional[Callable[[], int]]  # torch's, of a GPU's tensors
+    is_written: list[bool]  # of each array
+    noted: tuple[int, ...]  # written ones that note_write() is called with: torch's
+    note_write: Optional[Callable[[Any], None]]
+    names: dict[str, str]  # what Python calls an array of the family, where it differs
 
-    def block(self, data: "list[int]") -> bytes:
+    def block(self, data: list[int]) -> bytes:
         """The struct quern_array[] of one call."""
         parts = self.parts.copy()
         parts[::2] = data
         return self.pack(*parts)
 
-    def note_writes(self, owners: "list[Any]") -> None:
+    def note_writes(self, owners: list[Any]) -> None:
         """Tells torch's autograd which tensors have changed."""
         for argument in self.noted:
             self.note_write(owners[argument])  # type: ignore[misc]
 
 
-def find(context: "Context", function: Function, kinds: "list[Optional[Kind]]",
-         options: "tuple[Any, ...]") -> Plan:
+def find(context: Context, function: Function, kinds: list[Optional[Kind]],
+         options: tuple[Any, ...]) -> Plan:
     """The plan for such a call in the context, remembered. Error: what is wrong with a call."""
     key = (function.key, options, *kinds)
     try:
@@ -88,28 +92,28 @@ def find(context: "Context", function: Function, kinds: "list[Optional[Kind]]",
         raise Error(f"{_unhashable(function, options)}: must be a word or a number") from None
     if plan is None:
         plan = _make(context, function, kinds, options)
-        if len(context._plans) >= _MOST_PLANS:
-            context._plans.clear()
-        context._plans[key] = plan
+        remember(context._plans, key, plan, _MOST_PLANS)
     return plan
 
 
-def _unhashable(function: Function, options: "tuple[Any, ...]") -> str:
+def _unhashable(function: Function, options: tuple[Any, ...]) -> str:
     for name, value in zip(function.options, options):
-        if getattr(type(value), "__hash__", None) is None:
+        try:
+            hash(value)
+        except TypeError:
             return f"{name}={value!r}"
     return "an argument"
 
 
-def _make(context: "Context", function: Function, kinds: "list[Optional[Kind]]",
-          options: "tuple[Any, ...]") -> Plan:
+def _make(context: Context, function: Function, kinds: list[Optional[Kind]],
+          options: tuple[Any, ...]) -> Plan:
     arrays = [None if kind is None else array_of(kind) for kind in kinds]
     named = dict(zip(function.arrays, arrays))
     check_devices(named, context)
     family = _family.find(context, function.family)
     inferred = function.infer(named, dict(zip(function.options, options)))
     names = dict(zip(function.fields, function.arrays))
-    spec = _spec(context, family, inferred.params, names)
+    spec = _spec(context, family, inferred, names)
     shapes = _family.spec_shapes(context, family, spec)
     assert function.fields == tuple(slot.name for slot in family.slots)
     block, make, noted = family.arrays_type(), None, []
@@ -131,11 +135,12 @@ def _make(context: "Context", function: Function, kinds: "list[Optional[Kind]]",
     renamed = {field: name for field, name in names.items() if field != name}
     pack = struct.Struct(_structs.ARRAY_FORMAT * len(arrays)).pack
     return Plan(function, family, spec, ctypes.byref(spec), pack, _parts(block), output, make,
-                _current_stream(kinds), is_written, tuple(noted), _note_write() if noted else None, renamed)
+                _current_stream(kinds), is_written, tuple(noted),
+                _note_write() if noted else None, renamed)
 
 
-def _maker(name: str, arrays: "Sequence[Optional[Array]]", shape: _structs.Shape, rank: int
-           ) -> "Callable[[], Any]":
+def _maker(name: str, arrays: Sequence[Optional[Array]], shape: _structs.Shape, rank: int
+           ) -> Callable[[], Any]:
     """What makes the output `name`."""
     like = next(array for array in arrays if array is not None)
     try:
@@ -144,14 +149,14 @@ def _maker(name: str, arrays: "Sequence[Optional[Array]]", shape: _structs.Shape
         raise Error(f"{name}: {error}") from None
 
 
-def _parts(block: Any) -> "list[Any]":
-    parts: "list[Any]" = []
+def _parts(block: Any) -> list[Any]:
+    parts: list[Any] = []
     for array in block:
         parts += (0, bytes(array)[_structs.ARRAY_TAIL:])
     return parts
 
 
-def torch_index(kinds: "Sequence[Optional[Kind]]") -> int:
+def torch_index(kinds: Sequence[Optional[Kind]]) -> int:
     """The device index of the first CUDA tensor of torch's; -1 if there is none."""
     for kind in kinds:
         array = None if kind is None else array_of(kind)
@@ -160,7 +165,7 @@ def torch_index(kinds: "Sequence[Optional[Kind]]") -> int:
     return -1
 
 
-def _current_stream(kinds: "Sequence[Optional[Kind]]") -> "Optional[Callable[[], int]]":
+def _current_stream(kinds: Sequence[Optional[Kind]]) -> Optional[Callable[[], int]]:
     index = torch_index(kinds)
     if index < 0:
         return None
@@ -168,17 +173,17 @@ def _current_stream(kinds: "Sequence[Optional[Kind]]") -> "Optional[Callable[[],
     return partial(_torch.current_stream, index)
 
 
-def _note_write() -> "Callable[[Any], None]":
+def _note_write() -> Callable[[Any], None]:
     from . import _torch
     return _torch.note_write
 
 
-def _viewed(array: Optional[Array], view: "Optional[tuple[Any, Any]]") -> Optional[Array]:
+def _viewed(array: Optional[Array], view: Optional[tuple[Any, Any]]) -> Optional[Array]:
     return array if array is None or view is None else array._replace(shape=view[0],
                                                                       strides=view[1])
 
 
-def check_devices(named: "dict[str, Optional[Array]]", context: "Context") -> None:
+def check_devices(named: dict[str, Optional[Array]], context: Context) -> None:
     """All arrays on the context's device."""
     first = next((name for name, array in named.items() if array is not None), "")
     for name, array in named.items():
@@ -190,18 +195,21 @@ def check_devices(named: "dict[str, Optional[Array]]", context: "Context") -> No
         raise invalid(name, f"on {array.device}: must be on {context.device}, {why}")
 
 
-def _spec(context: "Context", family: _family.Family, params: "dict[str, Any]",
-          names: "dict[str, str]") -> _structs.Spec:
+def _spec(context: Context, family: _family.Family, inferred: Inferred,
+          names: dict[str, str]) -> _structs.Spec:
     """A dtype that comes from an array is refused under the array's name."""
-    for name, value in params.items():
+    for name, value in inferred.params.items():
         param = family.params.get(name)
         slot = family.slot_of_dtype(name)
         if param and param.kind == _structs.DTYPE and slot is not None and \
                 value not in param.domain:
             field = family.slots[slot].name
             allowed = " ".join(word for word in param.domain if word != "none")
-            raise invalid(names.get(field, field), f"dtype {value}: must be one of: {allowed}")
-    return _family.make_spec(context, family, params)
+            if name in inferred.asked:
+                raise Error(f"{inferred.asked[name]}={value}: must be one of: {allowed}")
+            raise invalid(names.get(field, field),
+                          f"dtype {value}: must be one of: {allowed}{_WAYS.get(value, '')}")
+    return _family.make_spec(context, family, inferred.params)
 
 
 def check_array(name: str, array: Optional[Array], shape: _structs.Shape) -> None:
@@ -222,7 +230,7 @@ def check_array(name: str, array: Optional[Array], shape: _structs.Shape) -> Non
         raise invalid(name, "is read-only")
 
 
-def check_shape(name: str, shape: "tuple[int, ...]", wanted: "tuple[int, ...]") -> None:
+def check_shape(name: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> None:
     """Equal, or with leading extents of 1 left out. Error: said with as few of those as given."""
     missing = len(wanted) - len(shape)
     if missing >= 0 and wanted[missing:] == shape and set(wanted[:missing]) <= {1}:

@@ -3,25 +3,23 @@
     prepare() ──> Prepared ──p()──> [torch's current stream] ──> quern_launch()
 
 p() builds nothing: the spec, the arrays and the call are structs made once, which C only reads,
-so any number of threads may be in it. A kernel that needs a workspace takes it from torch's caching allocator on the current
-stream for each call: right with several streams and in a graph's capture. p(a=...) checks what is
-new and works on a copy.
+so any number of threads may be in it. A kernel that needs a workspace takes it from torch's caching
+allocator on the current stream for each call: right with several streams and in a graph's capture.
+p(a=...) checks what is new and works on a copy.
 """
 
 from __future__ import annotations
 
 import ctypes
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, Iterable, Optional
+from typing import Any, Callable, Iterable, Optional
 
 from . import _call, _family, _plan, _structs
-from ._arrays import Kind, Readings, array_of, read_all
-from ._errors import Error, invalid, require_text
+from ._arrays import Array, Kind, Readings, array_of, read_all
+from ._context import Context
+from ._errors import Error, encoded, invalid, require_text
+from ._plan import Plan
 from ._structs import pack_call
-
-if TYPE_CHECKING:
-    from ._context import Context
-    from ._plan import Plan
 
 
 def request_of(spec: _structs.Spec, block: Any, variant: Optional[str], config: Optional[str]
@@ -30,10 +28,12 @@ def request_of(spec: _structs.Spec, block: Any, variant: Optional[str], config: 
     require_text("variant", variant)
     require_text("config", config)
     request = _structs.Request(size=ctypes.sizeof(_structs.Request), spec=ctypes.pointer(spec))
+    if isinstance(block, bytes):  # which cast() would not keep
+        block = ctypes.create_string_buffer(block, len(block))
     if block is not None:
         request.arrays = ctypes.cast(block, ctypes.POINTER(_structs.ArrayStruct))
-    request.variant = None if variant is None else variant.encode()
-    request.config = None if config is None else config.encode()
+    request.variant = encoded("variant", variant)
+    request.config = encoded("config", config)
     return request
 
 
@@ -42,11 +42,15 @@ class Prepared:
 
     p()                 runs it again on the very same arrays and returns the output; on a GPU on
                         torch's current stream
-    p(a=a2, out=out2)   on these instead; shape, strides, dtype and device must be those prepared
+    p(a=a2, out=out2)   on these instead; shape, strides, dtype, device and library must be those
+                        prepared
     p(stream=s)         on that stream
 
-    Any thread, several at once; arrays are kept alive. Error: the context is closed; a replaced
-    array differs from the prepared one or is aligned worse.
+    Any thread, several at once. The memory that it was prepared with is kept alive, and p() goes
+    on with that: a tensor that has been given other memory since (w.data = ..., module.to(...))
+    must be prepared again, and one whose memory was taken from it (resize_(0) of its storage,
+    NumPy's resize(refcheck=False)) may not be used. Error: the context is closed; a replaced array
+    differs from the prepared one or is aligned worse.
 
     variant, config, config_from   what runs, and whether that was "given", "tuned", a tuned
                                    "neighbour"'s, or the "heuristic"'s
@@ -59,22 +63,25 @@ class Prepared:
     out                            the output array
     """
 
-    def __init__(self, ctx: "Context", plan: "Plan", readings: Readings, out: Any,
+    def __init__(self, ctx: Context, plan: Plan, readings: Readings, out: Any,
                  variant: Optional[str], config: Optional[str]) -> None:
         self.out = out
         self._context, self._plan = ctx, plan
-        self._owners, self._data, self._kinds = readings
-        self._state, self._calls = ctx._state, ctx._state.calls
+        owners, self._data, self._kinds = readings
+        self._owners = list(map(_kept, owners, self._kinds))
         self._spec, self._call = plan.spec, _structs.Call()
         self._arrays = plan.family.arrays_type.from_buffer_copy(plan.block(self._data))
         kernel = ctypes.c_void_p()
         request = request_of(plan.spec, self._arrays, variant, config)
         report = _structs.Report()
-        with ctx._use() as handle:
+
+        def make(handle: ctypes.c_void_p) -> int:
             ctx._check(ctx._library.quern_prepare(handle, ctypes.byref(request),
-                                                  ctypes.byref(kernel)), plan.names)
+                                                  ctypes.byref(kernel)), handle, plan.names)
             ctx._library.quern_kernel_report(kernel, ctypes.byref(report))
-            self._ctx = _structs.Opaque.from_address(handle.value or 0)
+            return handle.value or 0
+
+        self._ctx = _structs.Opaque.from_address(ctx._inside(make))
         self._kernel = _structs.Opaque.from_address(kernel.value or 0)
         self._report(report)
         self._bind()
@@ -101,37 +108,39 @@ class Prepared:
         self._places = {name: i for i, name in enumerate(self._plan.function.arrays)
                         if self._kinds[i] is not None}
         self._default_call = ctypes.byref(self._call)
-        self._run: "Callable[[], int]" = partial(self._launch, self._default_call)
+        self._run: Callable[[], Any] = partial(self._launch, self._default_call)
         if self._plan.current_stream is not None:
             self._current_stream = self._plan.current_stream
             self._run = self._run_workspace if self.workspace_bytes else self._run_torch
+        self._hot = self._context._state.calls, self._context._state, self._run
 
-    def __call__(self, **replaced: Any) -> Any:
-        if replaced:
-            return self._call_with(replaced)
-        calls = self._calls
-        calls.append(None)
-        try:
-            if self._state.handle is None:
-                raise self._state.refuse()
-            status = self._run()
+    def __call__(self, *arrays: Any, **replaced: Any) -> Any:
+        if replaced or arrays:
+            return self._call_with(arrays, replaced)
+        calls, state, run = self._hot
+        entry = object()
+        try:  # as the head of _context says
+            calls.add(entry)
+            if state.handle is None:
+                raise state.refuse()
+            status = run()
             if status:
                 self._fail(status)
         finally:
-            calls.pop()
+            calls.discard(entry)
         return self.out
 
     def _fail(self, status: int) -> None:
-        raise self._context._error(status, self._state.handle, self._plan.names)
+        raise self._context._error(status, self._before[0], self._plan.names)
 
-    def _run_torch(self) -> int:
+    def _run_torch(self) -> Any:
         return self._launch(pack_call(self._current_stream(), 0, 0))
 
-    def _run_workspace(self) -> int:
+    def _run_workspace(self) -> Any:
         call, _workspace = self._call_with_workspace()
         return self._launch(call)
 
-    def _call_with_workspace(self) -> "tuple[bytes, Any]":
+    def _call_with_workspace(self) -> tuple[bytes, Any]:
         """For one call: a struct quern_call and its memory, to be kept until C has returned."""
         from . import _torch
         workspace = _torch.empty_workspace(self.workspace_bytes, self._context.device)
@@ -140,52 +149,59 @@ class Prepared:
 
     # ---- With other arrays ---------------------------------------------------------------------
 
-    def _call_with(self, replaced: "dict[str, Any]") -> Any:
+    def _call_with(self, arrays: tuple[Any, ...], replaced: dict[str, Any]) -> Any:
         stream = _call.raw_stream(replaced.pop("stream")) if "stream" in replaced else None
         owners, data, kinds = self._owners.copy(), self._data.copy(), self._kinds
-        if not replaced.keys() <= self._places.keys():
-            raise self._refuse_names(replaced)
+        if arrays or not replaced.keys() <= self._places.keys():
+            raise self._refuse_names(arrays, replaced)
+        raw = _call.stream_of(self._plan, self._context, stream)
         for name, owner, address, kind in zip(
-                replaced, *read_all(tuple(replaced), replaced.values(), stream)):
+                replaced, *read_all(tuple(replaced), replaced.values(), raw)):
             place = self._places[name]
             if kind != kinds[place]:
                 self._check_replacement(name, place, kind)
             owners[place], data[place] = owner, address
         block = self._plan.block(data)
-        call, _workspace = self._call_for(stream)
-        self._calls.append(None)
+        call, _workspace = self._call_for(stream, raw)
+        calls, state, _run = self._hot
+        entry = object()
         try:
-            if self._state.handle is None:
-                raise self._state.refuse()
+            calls.add(entry)
+            if state.handle is None:
+                raise state.refuse()
             status = self._foreign(*self._before, block, call)
             if status:
                 self._fail(status)
         finally:
-            self._calls.pop()
+            calls.discard(entry)
         self._plan.note_writes(owners)
         return replaced.get(self._plan.function.output, self.out)
 
-    def _refuse_names(self, names: "Iterable[str]") -> Error:
+    def _refuse_names(self, arrays: tuple[Any, ...], names: Iterable[str]) -> Error:
+        known = ", ".join(self._places)
+        if arrays:
+            return Error(f"arrays are replaced by their names: p({next(iter(self._places))}=...); "
+                         f"it was prepared with {known}")
         name = next(name for name in names if name not in self._places)
-        return Error(f"{self._plan.function.family} was not prepared with an array {name!r}")
+        return Error(f"{self._plan.function.family} was not prepared with an array {name!r}: it "
+                     f"was with {known}")
 
-    def _call_for(self, stream: Optional[int]) -> "tuple[Any, Any]":
+    def _call_for(self, stream: Optional[int], raw: Optional[int]) -> tuple[Any, Any]:
+        """A struct quern_call for the stream ``raw``: ``stream``, else torch's current one."""
         if stream is None and self.workspace_bytes and self._plan.current_stream is not None:
             return self._call_with_workspace()
-        raw = _call.stream_of(self._plan, self._context, stream)
         return pack_call(raw, 0, 0) if raw else self._default_call, None
 
     def _check_replacement(self, name: str, place: int, kind: Optional[Kind]) -> None:
-        """Error: the new array is none, or differs in more than its library."""
+        """Error: the new array is none, or differs, but in strides that do not matter."""
         prepared = self._kinds[place]
         assert prepared is not None
         if kind is None:
             raise invalid(name, "must be given")
         new, old = array_of(kind), array_of(prepared)
-        for what in ("device", "dtype", "shape", "strides"):
+        for what, prefix in _COMPARED.items():
             is_, must = getattr(new, what), getattr(old, what)
-            if is_ != must:
-                prefix = "on" if what == "device" else what
+            if is_ != must and not (what == "strides" and _steps(new) == _steps(old)):
                 raise invalid(name, f"{prefix} {is_}: must be {must}, as prepared")
         if not new.is_writable and self._plan.is_written[place]:
             raise invalid(name, "is read-only")
@@ -194,21 +210,35 @@ class Prepared:
         return f"<quern.Prepared {self.variant} for {self.bucket}>"
 
 
-def _step(step: _structs.StepReport) -> "dict[str, Any]":
+# Fields of an Array, and how a text names them.
+_COMPARED = {"device": "on", "dtype": "dtype", "shape": "shape", "strides": "strides",
+             "source": "an array of"}
+
+
+def _steps(array: Array) -> list[int]:
+    """The strides that matter."""
+    return [stride for extent, stride in zip(array.shape, array.strides) if extent > 1]
+
+
+def _kept(owner: Any, kind: Optional[Kind]) -> Any:
+    """What keeps the memory of an array, whatever becomes of the array."""
+    if kind is None or array_of(kind).source != "torch":
+        return owner
+    from . import _torch
+    return _torch.alias(owner)
+
+
+def _step(step: _structs.StepReport) -> dict[str, Any]:
     return {"name": step.name.decode(), "from": _structs.ARTIFACT_FROM[step.from_],
             "compile_ms": step.compile_ms, "load_ms": step.load_ms, "registers": step.registers,
             "spills": step.spills, "shared_bytes": step.shared_bytes}
 
 
-def bind_call(family: str, arrays: "tuple[Any, ...]", arguments: "dict[str, Any]",
-              context: "Optional[Context]"
-              ) -> "tuple[Context, Plan, Readings, Any]":
+def bind_call(family: str, arrays: tuple[Any, ...], arguments: dict[str, Any],
+              context: Optional[Context]
+              ) -> tuple[Context, Plan, Readings, Any]:
     """The plan of a call by its family's name, its arrays, and the output, made if not given."""
-    from .families import DESCRIPTIONS
-    function = DESCRIPTIONS.get(family)
-    if function is None:
-        context = context or _call.default_for(arrays + tuple(arguments.values()))
-        function = _call.generic(_family.find(context, family), arrays, arguments)
+    function, context = _call.function_of(family, arrays, arguments, context)
     values, options = _call.bind(function, arrays, arguments)
     readings = read_all(function.arrays, values)
     context = _call.context_for(function, readings[2], context)
@@ -221,7 +251,7 @@ def bind_call(family: str, arrays: "tuple[Any, ...]", arguments: "dict[str, Any]
 
 
 def prepare(family: str, *arrays: Any, variant: Optional[str] = None,
-            config: Optional[str] = None, context: "Optional[Context]" = None,
+            config: Optional[str] = None, context: Optional[Context] = None,
             **arguments: Any) -> Prepared:
     """What quern.FAMILY(*arrays, **arguments) would call, found, compiled and loaded now.
 
@@ -236,5 +266,6 @@ def prepare(family: str, *arrays: Any, variant: Optional[str] = None,
     context, plan, readings, out = bind_call(family, arrays, arguments, context)
     if context._tune_s is not None and variant is None and config is None:
         from . import _tune
-        _tune.tune_once(context, plan, readings[1], plan.block(readings[1]))
+        owners, data, _kinds = readings
+        _tune.tune_once(context, plan, owners, data, plan.block(data))
     return Prepared(context, plan, readings, out, variant, config)

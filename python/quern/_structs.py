@@ -17,7 +17,6 @@ from ctypes import (CFUNCTYPE, POINTER, Structure, c_char, c_char_p, c_double, c
 VERSION = "0.1.0"
 
 MAX_PARAMS = 32
-MAX_ARRAYS = 16
 MAX_RANK = 6
 MAX_STEPS = 8
 REQUIRED = -(2**63)  # default_value of a parameter that must be given
@@ -26,9 +25,12 @@ REQUIRED = -(2**63)  # default_value of a parameter that must be given
 DTYPES = ("none", "f32", "bf16", "f16", "f64", "e4m3", "e5m2", "i8", "u8", "i32", "i64")
 DTYPE_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "f64": 8, "e4m3": 1, "e5m2": 1, "i8": 1, "u8": 1,
                "i32": 4, "i64": 8}
+# What NumPy, ml_dtypes and torch call them: taken wherever a dtype is named.
+SHORT_NAMES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16", "float64": "f64",
+               "float8_e4m3fn": "e4m3", "float8_e5m2": "e5m2", "int8": "i8", "uint8": "u8",
+               "int32": "i32", "int64": "i64"}
 
-# enum quern_param_class, quern_param_kind, quern_role
-CLASSES = ("static", "dynamic", "hint", "scalar")
+# enum quern_param_kind, quern_role
 SIZE, CHOICE, DTYPE, FLAG, REAL = range(5)
 ABSENT, IN, OUT, INOUT = range(4)
 
@@ -151,7 +153,7 @@ class CacheStats(Structure):
 
 
 # Under the name of the C struct: what tests/structs_test.py compares.
-BY_C_NAME: "dict[str, type[ctypes.Structure]]" = {
+BY_C_NAME: dict[str, type[ctypes.Structure]] = {
     "quern_param": Param, "quern_array_info": ArrayInfo, "quern_spec": Spec,
     "quern_array": ArrayStruct, "quern_shape": Shape,
     "quern_family_description": FamilyDescription, "quern_options": Options,

@@ -27,23 +27,14 @@ import torch
 
 from ._arrays import Reading, row_major
 from ._errors import Error
-from ._structs import AllocCallback, FreeCallback
+from ._structs import SHORT_NAMES, AllocCallback, FreeCallback
 
 _LOG = logging.getLogger("quern")
 
 _DTYPES = {
-    "f32": torch.float32,
-    "bf16": torch.bfloat16,
-    "f16": torch.float16,
-    "f64": torch.float64,
-    "e4m3": getattr(torch, "float8_e4m3fn", None),
-    "e5m2": getattr(torch, "float8_e5m2", None),
-    "i8": torch.int8,
-    "u8": torch.uint8,
-    "i32": torch.int32,
-    "i64": torch.int64,
+    short: getattr(torch, name) for name, short in SHORT_NAMES.items() if hasattr(torch, name)
 }
-_NAMES = {dtype: name for name, dtype in _DTYPES.items() if dtype is not None}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 # ---- Tensors -----------------------------------------------------------------------------------
@@ -93,7 +84,7 @@ def _plain(thing: object) -> str:
     return str(thing).replace("torch.", "", 1)
 
 
-_devices: "dict[torch.device, str]" = {}  # the names of those met
+_devices: dict[torch.device, str] = {}  # the names of those met
 
 
 def _device_name(device: torch.device) -> str:
@@ -113,6 +104,11 @@ def _why_no_memory(tensor: torch.Tensor) -> str:
     if tensor.is_meta:
         return "is a meta tensor: has no memory"
     return "its memory was freed (the storage was resized to 0)"
+
+
+def alias(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory and version; kept when the tensor is given another (``w.data = ...``)."""
+    return tensor.detach()
 
 
 def check_class(tensor: torch.Tensor) -> None:
@@ -159,7 +155,7 @@ current_stream: Callable[[int], int] = getattr(
 
 def is_capturing() -> bool:
     """Whether this thread's current stream is being captured into a CUDA graph."""
-    return torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing()
+    return bool(torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
 
 
 def synchronize(device_index: int) -> None:
@@ -170,7 +166,7 @@ def synchronize(device_index: int) -> None:
 
 def is_cuda_usable() -> bool:
     """Whether torch has a GPU, and so memory of it for the library."""
-    return torch.cuda.is_available()
+    return bool(torch.cuda.is_available())
 
 
 # ---- Memory ------------------------------------------------------------------------------------
@@ -186,7 +182,7 @@ def empty_workspace(nbytes: int, device: str) -> torch.Tensor:
 
 def _alloc(nbytes: int, device: int, stream: Optional[int], _user: Any) -> Optional[int]:
     try:
-        return torch.cuda.caching_allocator_alloc(nbytes, device, stream or 0)
+        return int(torch.cuda.caching_allocator_alloc(nbytes, device, stream or 0))
     except BaseException as error:  # Nothing can pass through C. An interrupt ends the call, too.
         _LOG.warning("torch's allocator: %d bytes on cuda:%d: %r", nbytes, device, error)
         return None

@@ -25,10 +25,10 @@ from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 import torch
 
 from . import _torch
-from ._call import run
+from ._call import key_value, run
 from ._errors import Error
-from .families.copy import COPY
-from .families.gemm import GEMM
+from ._families.copy import COPY
+from ._families.gemm import GEMM
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 _TAGS = tuple(
@@ -57,6 +57,15 @@ def _check_input(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
     torch._check(
         not (tensor.requires_grad and torch.is_grad_enabled()),
         lambda: f"{name}: {_torch.GRADIENT}",
+    )
+
+
+def _check_contiguous(name: str, tensor: torch.Tensor) -> None:
+    """The last dimension; of extent 1 or in an empty tensor its stride does not matter."""
+    torch._check(
+        tensor.dim() == 0 or tensor.stride(-1) == 1 or tensor.shape[-1] <= 1 or not tensor.numel(),
+        lambda: f"{name}: strides {tuple(tensor.stride())}: the last dimension must be contiguous; "
+        f"pass {name}.contiguous()",
     )
 
 
@@ -144,11 +153,21 @@ def _gemm_shape(
             factor.dim() in (2, 3),
             lambda: f"{name}: shape {_shape(factor)}: must have 2 dimensions, or 3 with a batch",
         )
+    torch._check(
+        packed in (0, 16, 32, 48, 64),
+        lambda: f"packed={packed}: must be one of: 0 16 32 48 64",
+    )
+    _check_contiguous("a", a)
+    if packed or b.stride(-2) != 1:  # else it is the other layout's
+        _check_contiguous("b", b)
     columns, k = _gemm_columns(b, bias, "" if packed else layout, n), a.shape[-1]
     if not packed:
+        torch._check(n is None or n == columns, lambda: f"n={n}: must be {columns}, as b is "
+                     f"{_shape(b)}")
         batch = ([a.shape[0]] if a.dim() == 3 else [1]) if b.dim() == 3 else []
         _check_shape("b", b, batch + ([k, columns] if layout == "nn" else [columns, k]))
     if bias is not None:
+        _check_contiguous("bias", bias)
         _check_input("bias", bias, a)
         _check_shape("bias", bias, [columns])
     return [*a.shape[:-1], columns]
@@ -188,7 +207,8 @@ def fake_gemm_out(
 ) -> None:
     """Checks of quern::gemm_out."""
     _check_input("out", out, a)
-    n = out.shape[-1] if out.dim() else None
+    _check_contiguous("out", out)
+    n = out.shape[-1] if packed and out.dim() else None
     shape = _gemm_shape(a, b, bias, layout=layout, math=math, packed=packed, n=n)
     _check_shape("out", out, shape)
 
@@ -234,19 +254,27 @@ _LIBRARY.define(
 
 def copy(x: torch.Tensor, *, alpha: Optional[float] = None) -> torch.Tensor:
     """torch.ops.quern.copy on the CPU and CUDA: quern.copy() into a new tensor."""
-    return run(COPY, (x, None), (alpha, False), None, None)
+    return run(COPY, (x, None), (key_value(alpha), False), None, None)
 
 
 def copy_out(
     x: torch.Tensor, out: torch.Tensor, *, alpha: Optional[float] = None, inplace: bool = False
 ) -> None:
     """torch.ops.quern.copy_out on the CPU and CUDA: quern.copy() into out."""
-    run(COPY, (x, out), (alpha, inplace), None, None)
+    run(COPY, (x, out), (key_value(alpha), inplace), None, None)
+
+
+def _check_vector(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
+    _check_input(name, tensor, like)
+    torch._check(
+        tensor.dim() == 1, lambda: f"{name}: shape {_shape(tensor)}: must have 1 dimension"
+    )
+    _check_contiguous(name, tensor)
 
 
 def fake_copy(x: torch.Tensor, *, alpha: Optional[float] = None) -> torch.Tensor:
     """Shape and dtype of quern::copy's result."""
-    _check_input("x", x, x)
+    _check_vector("x", x, x)
     return x.new_empty(x.shape)
 
 
@@ -254,8 +282,8 @@ def fake_copy_out(
     x: torch.Tensor, out: torch.Tensor, *, alpha: Optional[float] = None, inplace: bool = False
 ) -> None:
     """Checks of quern::copy_out."""
-    _check_input("x", x, x)
-    _check_input("out", out, x)
+    _check_vector("x", x, x)
+    _check_vector("out", out, x)
     _check_shape("out", out, list(x.shape))
     torch._check(
         out.dtype == x.dtype,

@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import os
+import pickle
 import textwrap
 import unittest
+from unittest import mock
 
 from common import (BUILD, ROOT, Case, from_bf16, main, np, poisoned, quern, random, run_python,
                     to_bf16)
@@ -65,6 +68,65 @@ class DlpackTest(Case):
         self.assert_close(d, wanted, 3e-6)
 
 
+    def test_what_no_sound_producer_gives_is_refused(self):
+        b = random(3, 4)
+        for text, options in {
+            "a: its DLPack tensor has 2 dimensions and no shape": {"shape": None},
+            "a: its DLPack tensor has -1 dimensions": {"ndim": -1},
+            "a: its DLPack tensor has a negative extent": {"shape": (-8, 4)},
+            f"a: its DLPack byte_offset={2**64 - 64}: ends beyond": {"offset": 2**64 - 64},
+        }.items():
+            self.refused(text, quern.gemm, Handmade(random(8, 4), **options), b)
+        d = poisoned(8, 3)
+        quern.gemm(Handmade(random(8, 4)), b, d)
+        self.assertFalse(np.isnan(d).any())
+
+    def test_a_gpus_producer_is_asked_for_the_stream_of_the_call(self):
+        for current, wanted in ((0, 1), (4096, 4096)):
+            foreign = OnGpu(random(2, 4))
+            with mock.patch.object(quern._arrays, "_stream_among", return_value=current):
+                quern._arrays.read_all(("a",), (foreign,))
+            quern._arrays.read_all(("a",), (foreign,), 77)
+            quern._arrays.describe("a", foreign)
+            self.assertEqual(foreign.streams, [wanted, 77, -1])
+
+
+class Handmade:
+    """A DLPack tensor with the fields given."""
+
+    def __init__(self, array, shape=(8, 4), ndim=2, offset=0):
+        self.array, self.managed = array, quern._dlpack._Managed()
+        tensor = self.managed.tensor
+        tensor.data, tensor.device_type, tensor.ndim = array.ctypes.data, 1, ndim
+        tensor.code, tensor.bits, tensor.lanes, tensor.byte_offset = 2, 32, 1, offset
+        if shape is not None:
+            tensor.shape = (ctypes.c_int64 * len(shape))(*shape)
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+    def __dlpack__(self, **_):
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p,
+                                                       ctypes.c_void_p]
+        return new(ctypes.addressof(self.managed), b"dltensor", None)
+
+
+class OnGpu(Foreign):
+    """Says so, and notes the streams that it is asked for."""
+
+    def __init__(self, array):
+        super().__init__(array)
+        self.streams = []
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __dlpack__(self, stream=None, **options):
+        self.streams.append(stream)
+        return self.array.__dlpack__()
+
+
 class ViewTest(Case):
     def test_a_view_is_the_array_inside(self):
         bits = to_bf16(random(6, 8))
@@ -86,6 +148,29 @@ class ViewTest(Case):
                      "f32")
 
 
+    def test_long_names_and_dtypes_do_as_well(self):
+        bits = to_bf16(random(6, 8))
+        self.assertEqual(quern.view(bits, "bfloat16").dtype, "bf16")
+        self.assertEqual(quern.view(bits, np.float16).dtype, "f16")
+        self.refused("dtype=['bf16']: must be a dtype or its name", quern.view, bits, ["bf16"])
+
+    def test_a_view_is_checked_however_it_is_made_and_does_not_change(self):
+        bits = np.zeros((8, 16), np.uint8)
+        self.refused("dtype=f32: must be one of: bf16 f16", quern.View, bits, "f32")
+        viewed = quern.view(bits, "e4m3")
+        for field in ("array", "dtype", "other"):
+            self.assertRaises(AttributeError, setattr, viewed, field, "f32")
+        for again in (copy.copy(viewed), pickle.loads(pickle.dumps(viewed))):
+            self.assertEqual((again.dtype, again.shape), ("e4m3", (8, 16)))
+
+    def test_an_array_that_changed_inside_is_refused(self):
+        bits = np.zeros((8, 16), np.uint16)
+        viewed = quern.view(bits, "bf16")
+        bits.dtype = np.float32
+        self.refused("a: its array's dtype has become f32: view it anew", quern.gemm, viewed,
+                     random(3, 16))
+
+
 class CopyTest(Case):
     def test_a_copy_is_the_source(self):
         x = random(1003)
@@ -95,6 +180,18 @@ class CopyTest(Case):
         x, out = random(1003), poisoned(1003)
         self.assertIs(quern.copy(x, out, alpha=-0.5), out)
         np.testing.assert_array_equal(out, -0.5 * x)
+
+    def test_the_sign_of_a_zero_alpha_counts(self):
+        x = np.ones(4, np.float32)
+        for alpha in (0.0, -0.0, 0.0):
+            for made in (quern.copy(x, alpha=alpha), quern.call("copy", x, alpha=alpha)):
+                self.assertEqual(set(np.signbit(made)), {np.signbit(alpha)})
+
+    def test_its_options_are_checked(self):
+        x, out = random(4), poisoned(4)
+        self.refused("inplace=no: must be 0 or 1", quern.copy, x, out, inplace="no")
+        self.refused("alpha: is beyond what a double holds", quern.copy, x, alpha=10**400)
+        self.refused("alpha=nan: must be a finite number", quern.copy, x, alpha=float("nan"))
 
     def test_inplace_adds(self):
         x, out = random(77), random(77)

@@ -9,7 +9,10 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 import unittest
+from unittest import mock
 
 from common import FOLDER, PACKAGE, ROOT, Case, main, np, quern, random, run_python
 
@@ -59,6 +62,10 @@ class CacheTest(Case):
             "device=tpu: must be cpu, cuda or cuda:N": {"device": "tpu"},
             "templates=/nowhere: must be a directory": {"templates": "/nowhere"},
             "threads=-1: must be a whole number": {"threads": -1},
+            "threads=True: must be a whole number": {"threads": True},
+            "plugins='x.so': must be a list of paths": {"plugins": "x.so"},
+            "plugins=3: must be a list of paths": {"plugins": 3},
+            "cache='a\\x00b': must not contain NUL": {"cache": "a\0b"},
             "log_level=loud: must be one of: off warn": {"log_level": "loud"},
             "profile": {"profile": "abacus"},
             "device=5: must be text": {"device": 5},
@@ -98,6 +105,102 @@ class LifeTest(Case):
         quern.gemm(a, b)
         quern._context.default("cpu").close()
         self.assert_close(quern.gemm(a, b), a.astype(float) @ b.T, 3e-6)
+
+    def test_a_call_that_an_interrupt_left_behind_holds_nobody_up(self):
+        context = quern.Context("cpu", cache="")
+        context._state.calls.add(object())
+        started = time.monotonic()
+        context.close()
+        self.assertLess(time.monotonic() - started, 5)
+
+    def test_closing_does_not_wait_for_ever(self):
+        context, begun, end = quern.Context("cpu", cache=""), threading.Event(), threading.Event()
+
+        def work(handle):
+            begun.set()
+            end.wait()
+
+        thread = threading.Thread(target=context._inside, args=(work,))
+        thread.start()
+        begun.wait()
+        with mock.patch.object(quern._context, "_CLOSE_PATIENCE_S", 0.2):
+            self.refused("context: still in use by 1 calls after 0.2 s", context.close)
+        self.assertFalse(context.is_closed)
+        end.set()
+        thread.join()
+        context.close()
+        self.assertTrue(context.is_closed)
+
+    def test_closing_from_inside_a_call_is_refused(self):
+        context = quern.Context("cpu", cache="")
+        inside = "context: this thread is inside a call of it"
+        self.refused(inside, context.tune, "gemm", m=8, n=8, k=8, max_configs=2,
+                     progress=lambda now: context.close())
+        self.refused(inside, context._inside, lambda handle: context.close())
+        self.assertFalse(context.is_closed)
+        context.close()
+
+    def test_a_signal_handler_inside_a_call_is_told_so(self):
+        done = run_python(textwrap.dedent("""
+            import os, signal, threading, numpy as np, quern
+            a = np.ones((900, 900), np.float32)
+            context, said = quern.Context("cpu", cache="", threads=1), []
+            call = context.prepare("gemm", a, a)
+            def handle(*_):
+                try:
+                    context.close()
+                except quern.Error as error:
+                    said.append(str(error))
+            signal.signal(signal.SIGUSR1, handle)
+            while not said and not context.is_closed:
+                threading.Timer(0.005, os.kill, (os.getpid(), signal.SIGUSR1)).start()
+                try:
+                    for _ in range(20):
+                        call()
+                except quern.Error as error:
+                    assert "is closed" in str(error), error
+            assert not said or "inside a call" in said[0], said
+        """))
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_interrupts_leave_no_context_that_cannot_be_closed(self):
+        done = run_python(textwrap.dedent("""
+            import random, signal, time, numpy as np, quern
+            a, d = np.ones((1, 4), np.float32), np.ones((1, 1), np.float32)
+            context = quern.Context("cpu", cache="")
+            call = context.prepare("gemm", a, a, out=d)
+            def interrupt(*_):
+                raise KeyboardInterrupt
+            signal.signal(signal.SIGALRM, interrupt)
+            end = time.monotonic() + 2
+            while time.monotonic() < end:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, random.uniform(5e-5, 3e-4))
+                    while True:
+                        call()
+                        context.gemm(a, a, d)
+                except KeyboardInterrupt:
+                    pass
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            context.close()
+        """))
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_torch_that_fails_keeps_no_context_open(self):
+        context, torch = quern.Context("cpu", cache=""), mock.Mock()
+        context._state.device, torch.synchronize.side_effect = "cuda:0", KeyError("of torch")
+        with mock.patch.dict(sys.modules, {"torch": torch}), \
+                mock.patch.object(quern, "_torch", torch, create=True):
+            self.assertRaises(KeyError, context.close)
+        self.assertTrue(context.is_closed)
+
+    def test_remembered_kinds_of_calls_are_bounded(self):
+        with quern.Context("cpu", cache="") as context, \
+                mock.patch.object(quern._plan, "_MOST_PLANS", 8):
+            for m in range(1, 30):
+                context.gemm(random(m, 3), random(4, 3))
+                self.assertLessEqual(len(context._plans), 8)
+            self.assertGreaterEqual(len(context._plans), 4)
 
     def test_a_process_ends_quietly_with_contexts_and_threads_alive(self):
         done = run_python(textwrap.dedent("""
@@ -151,6 +254,27 @@ class ForkTest(Case):
                 _, status = os.waitpid(child, 0)
                 assert status == 0, status
                 assert (call() == 6).all()
+                print("parent")
+        """))
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(sorted(done.stdout.split()), ["child", "parent"])
+
+
+    def test_grids_of_many_blocks_run_in_parent_and_child(self):
+        done = run_python(textwrap.dedent("""
+            import os, numpy as np, quern
+            a = np.ones((700, 600), np.float32)
+            assert (quern.gemm(a, a) == 600).all()
+            child = os.fork()
+            assert (quern.gemm(a, a) == 600).all()
+            with quern.Context("cpu", cache="", threads=2) as context:
+                assert (context.gemm(a, a) == 600).all()
+            if child == 0:
+                print("child")
+            else:
+                _, status = os.waitpid(child, 0)
+                assert status == 0, status
+                assert (quern.gemm(a, a) == 600).all()
                 print("parent")
         """))
         self.assertEqual(done.returncode, 0, done.stderr)
@@ -245,6 +369,13 @@ class LibraryTest(Case):
         self.assertIn(f"{path} cannot be loaded", done.stderr)
         done = run_python(GEMM, QUERN_LIBRARY="libm.so.6")
         self.assertIn("libm.so.6 is no quern library", done.stderr)
+
+    def test_a_relative_name_is_of_where_the_process_began(self):
+        relative = os.path.relpath(quern.library_path())
+        done = run_python(f"import os, quern\nprint(quern.library_path() == {relative!r})\n"
+                          "import numpy as np; a = np.ones((3, 4), np.float32); quern.gemm(a, a)",
+                          QUERN_LIBRARY=relative)
+        self.assertEqual((done.returncode, done.stdout), (0, "False\n"), done.stderr)
 
     def test_the_path_is_that_of_the_file(self):
         self.assertTrue(os.path.samefile(quern.library_path(), os.environ["QUERN_LIBRARY"])

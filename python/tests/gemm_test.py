@@ -56,6 +56,11 @@ class GemmTest(Case):
         self.assertEqual(d.dtype, ml_dtypes.bfloat16)
         self.assert_close(d.astype(np.float32), product(a, b), BF16)
 
+    def test_dtypes_have_several_names(self):
+        a, b = random(9, 40), random(17, 40)
+        for name in ("f16", "float16", np.float16, np.dtype("f2")):
+            self.assertEqual(quern.gemm(a, b, out_dtype=name).dtype, np.float16)
+
     def test_dtypes_may_be_mixed(self):
         a, b = random(9, 40), to_bf16(random(17, 40))
         d = quern.gemm(a, quern.view(b, "bf16"), out_dtype=np.float16)

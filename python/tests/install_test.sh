@@ -31,7 +31,7 @@ check "the source tree is as it was" test "$before" = "$(tree_state)"
 cd "$scratch/empty" || exit 1
 package=$("$venv/bin/python" -c 'import quern; print(quern.__path__[0])')
 check "the package is the installed one" test "${package#"$venv"}" != "$package"
-for file in libquern.so.0 LICENSE py.typed families/gemm.py; do
+for file in libquern.so.0 LICENSE py.typed _families/gemm.py; do
     check "$file is in it" test -f "$package/$file"
 done
 check "its library is the bundled one" test "$package/libquern.so.0" = \

@@ -60,8 +60,20 @@ class PreparedTest(Case):
         read_only.flags.writeable = False
         self.refused("out: is read-only", call, out=read_only)
         self.refused("gemm was not prepared with an array 'bias'", call, bias=random(40))
-        self.refused("gemm was not prepared with an array 'd'", call, d=self.d)
+        self.refused("gemm was not prepared with an array 'd': it was with a, b, out", call,
+                     d=self.d)
+        self.refused("arrays are replaced by their names: p(a=...); it was prepared with a, b, out",
+                     call, self.a)
+        foreign = mock.Mock(spec=["__dlpack__", "__dlpack_device__"])
+        kind = (*quern._arrays.describe("a", self.a)[:-1], "dlpack")
+        with mock.patch.dict(quern._arrays._adapters, {type(foreign): lambda *_: (0, 0, kind)}):
+            self.refused("a: an array of dlpack: must be numpy, as prepared", call, a=foreign)
         self.assertTrue(np.isnan(self.d).all())
+
+    def test_strides_of_one_row_do_not_matter(self):
+        call = quern.prepare("gemm", self.a[:1], self.b)
+        wide = random(1, 200)[:, :96]
+        self.assert_close(call(a=wide), product(wide, self.b), 3e-6)
 
     def test_worse_aligned_arrays_are_refused(self):
         memory = random(1 + 24 * 96)

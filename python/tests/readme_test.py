@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import typing
 
 from common import PACKAGE, Case, main, quern, run_python
 
@@ -57,7 +58,7 @@ class DocstringTest(Case):
         for name in quern.__all__:
             value = getattr(quern, name)
             if inspect.isfunction(value):
-                hints = value.__annotations__
+                hints = typing.get_type_hints(value)
                 missing = set(inspect.signature(value).parameters) - set(hints)
                 self.assertEqual((missing, "return" in hints), (set(), True), name)
 

@@ -54,7 +54,7 @@ class RefusalTest(Case):
         self.gemm(f"b: dtype >f4: {allowed}", self.a, self.b.astype(">f4"))
         self.gemm(f"a: dtype object: {allowed}", self.a.astype(object), self.b)
         self.gemm(f"out: dtype i32: {allowed}", out=poisoned(16, 128, dtype=np.int32))
-        self.gemm(f"out: dtype f64: {allowed}", out_dtype="f64")
+        self.gemm(f"out_dtype=f64: {allowed}", out_dtype="float64")
         self.gemm("out_dtype=f16: must be f32, as out is", out=poisoned(16, 128),
                   out_dtype=np.float16)
         self.gemm("out_dtype=3: must be a dtype or its name", out_dtype=3)
@@ -114,7 +114,41 @@ class RefusalTest(Case):
     def test_a_packed_b_must_be_in_panels(self):
         self.gemm("b: shape (128, 256): must be (4, 8192)", packed=32, n=128)
 
+    def test_another_layout_is_suggested_where_it_fits(self):
+        self.gemm('b: shape (256, 100): must be (n, 256), as a is (16, 256); for a b of [k, n] '
+                  'pass layout="nn"', self.a, random(256, 100))
+        self.gemm('b: shape (100, 256): must be (256, n), as a is (16, 256); for a b of [n, k] '
+                  'pass layout="nt"', self.a, random(100, 256), layout="nn")
+        self.gemm("b: shape (2, 256, 9): must be (batch, n, 256)", random(2, 5, 256),
+                  random(2, 256, 9))
+
+    def test_ways_out_are_named(self):
+        self.gemm("pass its astype(np.float32) or .float()", self.a.astype(float), self.b)
+        self.gemm("pass np.asarray() of it", [[1.0]], self.b)
+        self.gemm("pass its reshape(-1, 16, 256)", self.a[None, None], self.b)
+        self.gemm("a: a MaskedArray: its mask would be ignored; pass its filled() values",
+                  np.ma.masked_array(self.a, mask=self.a > 0), self.b)
+
+    def test_dtypes_that_have_no_buffers_are_named(self):
+        for dtype in ("M8[s]", "m8[s]", "V0", "U3", "V3"):
+            for _ in range(2):
+                self.gemm("a: dtype ", np.zeros((16, 256), dtype), self.b)
+
+    def test_what_is_no_text_or_number_is_named(self):
+        for function in (quern.call, quern.prepare, quern.tune):
+            self.refused("family=[]: must be text", function, [], self.a, self.b)
+            self.refused("must be text that can be encoded", function, "\ud800", self.a, self.b)
+        for function in (quern.prepare, quern.tune):
+            self.refused("context=3: must be a quern.Context", function, "gemm", self.a, self.b,
+                         context=3)
+            self.refused("context=3: must be a quern.Context", function, "nothing", context=3)
+            self.refused("variant='\\ud800': must be text that can be encoded", function, "gemm",
+                         self.a, self.b, variant="\ud800")
+        self.gemm("layout=([],): must be a word or a number", layout=([],))
+
     def test_streams_are_for_gpus(self):
+        self.gemm(f"stream={2**64}: must be a torch.cuda.Stream", stream=2**64)
+        self.gemm("stream=True: must be a torch.cuda.Stream", stream=True)
         self.gemm("stream=5: must be None for arrays on the CPU", stream=5)
         self.gemm("stream='s': must be a torch.cuda.Stream", stream="s")
 

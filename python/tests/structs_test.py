@@ -34,8 +34,7 @@ def c_lines():
 
 
 CONSTANTS = {
-    "MAX_PARAMS": structs.MAX_PARAMS, "MAX_ARRAYS": structs.MAX_ARRAYS,
-    "MAX_RANK": structs.MAX_RANK, "MAX_STEPS": structs.MAX_STEPS,
+    "MAX_PARAMS": structs.MAX_PARAMS, "MAX_RANK": structs.MAX_RANK, "MAX_STEPS": structs.MAX_STEPS,
     "REQUIRED": structs.REQUIRED, "SIZE": structs.SIZE, "CHOICE": structs.CHOICE,
     "DTYPE": structs.DTYPE, "FLAG": structs.FLAG, "REAL": structs.REAL,
     "ABSENT": structs.ABSENT, "IN": structs.IN, "OUT": structs.OUT, "INOUT": structs.INOUT,

@@ -246,6 +246,34 @@ class Prepared:
         with self.error(r"^a: dtype"):
             multiply(a=a2.to(torch.float16))
 
+    def test_its_memory_outlives_what_the_tensors_are_given(self: Any) -> None:
+        x, w = self.draw(8, 512), torch.nn.Parameter(self.draw(512, 512), requires_grad=False)
+        out = torch.empty(8, 512, device=self.device)
+        multiply, wanted = quern.prepare("gemm", x, w, out=out), product(x, w)
+        w.data = torch.zeros(4, 4, device=self.device)
+        taken = [torch.zeros(512, 512, device=self.device) for _ in range(4)]
+        multiply()
+        self.assertClose(out, wanted, k=512)
+        self.assertEqual(len(taken), 4)
+
+    def test_replaced_outputs_are_noted_and_of_the_same_library(self: Any) -> None:
+        a, b = self.factors()
+        weight = torch.ones(M, N, device=self.device, requires_grad=True)
+        out = torch.empty(M, N, device=self.device)
+        multiply = quern.prepare("gemm", a, b, out=out)
+        other = torch.ones_like(out)
+        loss = (weight * other).sum()
+        multiply(a=a, out=other)
+        with self.assertRaisesRegex(RuntimeError, "modified by an inplace"):
+            loss.backward()
+        if self.device == "cpu":
+            before = out.clone()
+            with self.error("out: an array of numpy: must be torch, as prepared"):
+                multiply(out=out.numpy())
+            with self.error("a: an array of torch: must be numpy, as prepared"):
+                quern.prepare("gemm", a.numpy(), b.numpy())(a=a)
+            self.assertTrue(torch.equal(bits(out), bits(before)))
+
     def test_threads_may_share_one(self: Any) -> None:
         a, b = self.factors()
         multiply = quern.prepare("gemm", a, b, out=torch.empty(M, N, device=self.device))
@@ -327,6 +355,17 @@ class Refused:
             self.assertEqual(described.device.partition(":")[0], self.device)
         with self.error("dtype none: "):
             _torch.dtype_of("none")
+
+    def test_dtypes_and_devices_of_torch_are_words(self: Any) -> None:
+        viewed = quern.view(torch.zeros(4, 8, dtype=torch.int16, device=self.device),
+                            torch.bfloat16)
+        self.assertEqual(viewed.dtype, "bf16")
+        kinds = dict.fromkeys("abd", torch.bfloat16)
+        found = quern.tune("gemm", m=16, n=16, k=32, **kinds, max_configs=1,
+                           device=torch.device(self.device))
+        self.assertIn("a=bf16 b=bf16 d=bf16", found.bucket)
+        with quern.Context(torch.device(self.device), cache="") as context:
+            self.assertEqual(context.device.partition(":")[0], self.device)
 
     def test_gradients(self: Any) -> None:
         a, b = self.factors()
@@ -513,6 +552,36 @@ class Operators:
         ):
             with self.subTest(op=str(op), kwargs=kwargs):
                 torch.library.opcheck(op.default, args, kwargs)
+
+    def test_fakes_refuse_what_calls_refuse(self: Any) -> None:
+        from torch._subclasses.fake_tensor import FakeTensorMode
+
+        a, b = self.factors(n=12)
+        vector, out = self.draw(8), torch.empty(M, 12, device=self.device)
+        gemm, copy = torch.ops.quern.gemm, torch.ops.quern.copy
+        cases: Any = (
+            (copy, (self.draw(4, 4),), {}),
+            (copy, (self.draw(16)[::2],), {}),
+            (gemm, (a, b), {"n": 7}),
+            (gemm, (self.draw(K, M).T, b), {}),
+            (gemm, (a, self.draw(12, 2 * K)[:, ::2]), {}),
+            (gemm, (a, b), {"packed": 5, "n": 12}),
+            (gemm, (a, b, self.draw(24)[::2]), {}),
+            (torch.ops.quern.gemm_out, (a, b, out.T.contiguous().T), {}),
+            (torch.ops.quern.copy_out, (vector, self.draw(16)[::2]), {}),
+        )
+        for operator, tensors, options in cases:
+            with self.subTest(operator=operator, options=options):
+                with self.error("must be|must have|must be contiguous"):
+                    operator(*tensors, **options)
+                with FakeTensorMode() as mode:
+                    fakes = [mode.from_tensor(tensor) for tensor in tensors]
+                    with self.assertRaisesRegex(RuntimeError, "must be|must have"):
+                        operator(*fakes, **options)
+        sound = ((a, self.draw(K, 12).T), (a[:1], b), (a[:0], b))
+        with FakeTensorMode() as mode:
+            for tensors in sound:
+                gemm(*[mode.from_tensor(tensor) for tensor in tensors])
 
     def test_errors_keep_their_type(self: Any) -> None:
         a, b = self.factors()

@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+import signal
+import threading
 import time
 from unittest import mock
 
-from common import FOLDER, Case, main, poisoned, quern, random
+from common import FOLDER, Case, main, np, poisoned, quern, random
 
 SIZES = {"m": 32, "n": 48, "k": 64, "a": "f32", "b": "f32", "d": "f32"}
 
@@ -70,6 +74,37 @@ class TuneTest(Case):
         with self.assertRaisesRegex(KeyError, "mine"):
             self.context.tune("gemm", **SIZES, progress=progress)
 
+    def test_progress_is_told_in_the_calling_thread(self):
+        threads = set()
+        self.context.tune("gemm", **SIZES, max_configs=2, force=True,
+                          progress=lambda now: threads.add(threading.get_ident()))
+        self.assertEqual(threads, {threading.get_ident()})
+
+    def test_an_interrupt_ends_it_soon_and_is_raised(self):
+        a, b = random(256, 256), random(256, 256)
+        before = a.tobytes()
+        for progress in (None, lambda now: None):
+            timer = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+            timer.start()
+            with self.assertRaises(KeyboardInterrupt):
+                self.context.tune("gemm", a, b, force=True, progress=progress)
+            timer.join()
+            self.assertEqual(a.tobytes(), before)
+            self.assertEqual(self.context._state.calls, set())
+
+    def test_the_library_reads_arrays_that_are_still_there(self):
+        request = quern._prepared.request_of(quern._structs.Spec(), bytes(range(200)), None, None)
+        taken = [bytes(200) for _ in range(1000)]
+        self.assertEqual(ctypes.string_at(request.arrays, 200), bytes(range(200)), len(taken))
+
+    def test_sizes_and_dtypes_may_be_numpys(self):
+        bucket = self.context.tune("gemm", **SIZES, max_configs=1).bucket
+        sizes = {name: np.int64(SIZES[name]) for name in "mnk"}
+        for dtype in (np.float32, "float32", np.dtype("f4")):
+            found = self.context.tune("gemm", **sizes, a=dtype, b=dtype, d=dtype,
+                                      max_configs=np.int64(1))
+            self.assertEqual((found.bucket, found.is_reused), (bucket, True))
+
     def test_a_budget_is_kept(self):
         started = time.monotonic()
         self.context.tune("gemm", m=256, n=256, k=256, budget=1)
@@ -89,6 +124,11 @@ class TuneTest(Case):
                      random(2, 3), random(2, 3), device="cpu")
         self.refused("device=gpu: must be cpu, cuda or cuda:N", quern.tune, "gemm", **SIZES,
                      device="gpu")
+        for count in (2**31, 2**32 + 1, True, 1.5):
+            self.refused(f"max_configs={count}: must be a whole number", tune, "gemm", **SIZES,
+                         max_configs=count)
+        self.refused("progress=5: must be callable", tune, "gemm", **SIZES, progress=5)
+        self.refused("device=5: must be text", quern.tune, "gemm", **SIZES, device=5)
         self.refused("variant=5: must be text", tune, "gemm", **SIZES, variant=5)
         self.refused("budget='x': must be a number of seconds", tune, "gemm", budget="x")
         self.refused("variant=x", tune, "gemm", **SIZES, variant="x")
@@ -117,6 +157,13 @@ class TuningContextTest(Case):
             context.gemm(a, b, d, accumulate=True)
             self.assertEqual(tuned.call_count, 1)
             self.assertEqual(context.stats().tuned, 1)
+
+    def test_sealed_tunes_nothing(self):
+        self.refused("tune=1: must be None with mode=sealed", quern.Context, "cpu", tune=1,
+                     mode="sealed")
+        with mock.patch.dict(os.environ, QUERN_MODE="sealed"), \
+                quern.Context("cpu", cache="", tune=1) as context:
+            self.assertIsNone(context._tune_s)
 
     def test_seconds_must_be_positive(self):
         self.refused("tune=0: must be a number of seconds above 0", quern.Context, "cpu", tune=0)

@@ -9,24 +9,24 @@ What is not here: the rules of dtypes and layouts, which the library has.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Optional
+from typing import Any, Optional
 
 from .._arrays import Array, dtype_word
 from .._call import is_traced, run
+from .._context import Context
 from .._errors import Error, invalid
 from .._plan import Function, Inferred
 
-if TYPE_CHECKING:
-    from .._context import Context
 
-
-def _required(arrays: "dict[str, Optional[Array]]", name: str) -> Array:
+def _required(arrays: dict[str, Optional[Array]], name: str) -> Array:
     """An array of two or three dimensions."""
     array = arrays[name]
     if array is None:
         raise invalid(name, "must be given")
     if len(array.shape) not in (2, 3):
-        raise invalid(name, f"shape {array.shape}: must have 2 dimensions, or 3 with a batch")
+        way = f"; pass its reshape(-1, {', '.join(map(str, array.shape[-2:]))})"
+        raise invalid(name, f"shape {array.shape}: must have 2 dimensions, or 3 with a batch"
+                      f"{way if len(array.shape) > 3 else ''}")
     return array
 
 
@@ -34,7 +34,7 @@ def _is_contiguous(extent: int, stride: int) -> bool:
     return stride == 1 or extent <= 1
 
 
-def _turned(b: Array, layout: str) -> "tuple[str, tuple[int, ...], tuple[int, ...]]":
+def _turned(b: Array, layout: str) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
     """layout, shape and strides of b: of a transposed view those of what it is a view of."""
     shape, strides = b.shape, b.strides
     if _is_contiguous(shape[-1], strides[-1]) or not _is_contiguous(shape[-2], strides[-2]) or \
@@ -45,8 +45,8 @@ def _turned(b: Array, layout: str) -> "tuple[str, tuple[int, ...], tuple[int, ..
             tuple(strides[i] for i in swap))
 
 
-def _batched(b_shape: "tuple[int, ...]", strides: "tuple[int, ...]", a: Array
-             ) -> "tuple[tuple[int, ...], tuple[int, ...]]":
+def _batched(b_shape: tuple[int, ...], strides: tuple[int, ...], a: Array
+             ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """b of two dimensions is every batch entry's."""
     if len(b_shape) == len(a.shape) or len(a.shape) == 2:
         return b_shape, strides
@@ -56,15 +56,22 @@ def _batched(b_shape: "tuple[int, ...]", strides: "tuple[int, ...]", a: Array
 def _check_terms(a: Array, b: Array, layout: str) -> None:
     """k and batch of b are those of a."""
     k = a.shape[-1]
-    wanted: "tuple[int, ...]" = (b.shape[-2], k) if layout == "nt" else (k, b.shape[-1])
+    wanted: tuple[int, ...] = (b.shape[-2], k) if layout == "nt" else (k, b.shape[-1])
     if len(b.shape) == 3:
         batch = a.shape[0] if len(a.shape) == 3 else 1
         wanted = (batch, *wanted)
-    if b.shape != wanted:
-        raise invalid("b", f"shape {b.shape}: must be {wanted}, as a is {a.shape}")
+    if b.shape == wanted:
+        return
+    if b.shape[:-2] == wanted[:-2] and k == b.shape[-2 if layout == "nt" else -1]:
+        batch_word = "batch, " if len(b.shape) == 3 else ""
+        form, other, way = ((f"n, {k}", "[k, n]", "nn") if layout == "nt" else
+                            (f"{k}, n", "[n, k]", "nt"))
+        raise invalid("b", f"shape {b.shape}: must be ({batch_word}{form}), as a is {a.shape}; for "
+                      f'a b of {other} pass layout="{way}"')
+    raise invalid("b", f"shape {b.shape}: must be {wanted}, as a is {a.shape}")
 
 
-def _columns_of_packed(arrays: "dict[str, Optional[Array]]", n: Optional[int]) -> int:
+def _columns_of_packed(arrays: dict[str, Optional[Array]], n: Optional[int]) -> int:
     """n of a packed b, whose panels do not tell it."""
     out, bias = arrays["out"], arrays["bias"]
     if n is not None:
@@ -76,7 +83,7 @@ def _columns_of_packed(arrays: "dict[str, Optional[Array]]", n: Optional[int]) -
     raise invalid("n", "must be given with a packed b, or out, or bias")
 
 
-def _infer_gemm(arrays: "dict[str, Optional[Array]]", options: "dict[str, Any]") -> Inferred:
+def _infer_gemm(arrays: dict[str, Optional[Array]], options: dict[str, Any]) -> Inferred:
     a, b = _required(arrays, "a"), _required(arrays, "b")
     out, bias, layout = arrays["out"], arrays["bias"], options["layout"]
     if options["accumulate"] and out is None:
@@ -98,7 +105,8 @@ def _infer_gemm(arrays: "dict[str, Optional[Array]]", options: "dict[str, Any]")
               "b": b.dtype, "d": _output_dtype(a, out, options["out_dtype"]),
               "bias": bias.dtype if bias is not None else "none", "layout": layout,
               "accumulate": options["accumulate"], "math": options["math"], "packed": packed}
-    return Inferred(params, {"b": _batched(*view, a)}, len(a.shape))
+    asked = {"d": "out_dtype"} if out is None and options["out_dtype"] is not None else {}
+    return Inferred(params, {"b": _batched(*view, a)}, len(a.shape), asked)
 
 
 def _output_dtype(a: Array, out: Optional[Array], asked: Any) -> str:
@@ -118,7 +126,7 @@ GEMM = Function("gemm", ("a", "b", "bias", "out"), ("a", "b", "bias", "d"), "out
 
 def gemm(a: Any, b: Any, out: Any = None, *, bias: Any = None, accumulate: bool = False,
          layout: str = "nt", math: str = "f32", out_dtype: Any = None, packed: int = 0,
-         n: "Optional[int]" = None, context: "Optional[Context]" = None, stream: Any = None
+         n: Optional[int] = None, context: Optional[Context] = None, stream: Any = None
          ) -> Any:
     """out[.., m, n] = a[.., m, k] b[.., n, k]^T (+ bias[n]) (+ old out). Sums are f32.
 
@@ -130,9 +138,12 @@ def gemm(a: Any, b: Any, out: Any = None, *, bias: Any = None, accumulate: bool 
     out         [m, n] or [batch, m, n], writable, sharing no memory with the others; None: a new
                 one of out_dtype
     bias        [n], added to every row
+    layout      what the rows of b are: "nt" [n, k], as torch.nn.Linear.weight is; "nn" [k, n], as
+                in a @ b
     accumulate  add to what out holds
     math        "tf32": f32 factors may be rounded to tf32
-    out_dtype   "f32", "bf16", "f16", or NumPy's or torch's dtype; None: out's, else a's
+    out_dtype   "f32", "bf16", "f16", their long names, or NumPy's or torch's dtype; None: out's,
+                else a's
     packed      b is gemm_pack()'s result of this width: 16, 32, 48, 64; 0: it is plain
     n           columns of a packed b, if neither out nor bias say it
     context     None: the default one of the device that a is on
@@ -149,7 +160,7 @@ def gemm(a: Any, b: Any, out: Any = None, *, bias: Any = None, accumulate: bool 
                stream)
 
 
-def _infer_pack(arrays: "dict[str, Optional[Array]]", options: "dict[str, Any]") -> Inferred:
+def _infer_pack(arrays: dict[str, Optional[Array]], options: dict[str, Any]) -> Inferred:
     b, layout = _required(arrays, "b"), options["layout"]
     layout, shape, strides = _turned(b, layout)
     n, k = shape[-2:] if layout != "nn" else shape[:-3:-1]
@@ -163,7 +174,7 @@ GEMM_PACK = Function("gemm_pack", ("b", "out"), ("b", "packed"), "out",
 
 
 def gemm_pack(b: Any, out: Any = None, *, width: int = 32, layout: str = "nt",
-              context: "Optional[Context]" = None, stream: Any = None) -> Any:
+              context: Optional[Context] = None, stream: Any = None) -> Any:
     """b in the panels that gemm(..., packed=width) reads, so that weights are packed once.
 
     b        [n, k] or [batch, n, k]; with layout="nn" [k, n] or [batch, k, n]; f32 or bf16

@@ -11,8 +11,8 @@
  * call from inside someone's parallel region runs in the calling thread. The team is no larger than
  * the grid. libgomp keeps one team for each thread that calls: a host that launches from eight
  * threads at once has eight teams on the same cores and should open its devices with fewer threads.
- * A team does not live on in a forked child, and libgomp would wait for it for ever: the thread that
- * forked runs its grids alone there.
+ * A team does not live on in a forked child, and libgomp would wait for it for ever: the thread
+ * that forked runs its grids alone there.
  *
  * Writes of all blocks are visible to the caller on return (the region ends in a barrier). */
 #include <omp.h>

@@ -227,7 +227,11 @@ enum quern_log_level { QUERN_LOG_OFF, QUERN_LOG_WARN, QUERN_LOG_INFO, QUERN_LOG_
 
 /* NULL and 0 mean: the environment variable in brackets, else the default. The environment is read
  * once, here. log, alloc and free may be called from any thread, several at once, and must not call
- * back into the context. */
+ * back into the context.
+ *
+ * With QUERN_CHECK=1, for which there is no member, calls read their index arrays (cu_seqlens,
+ * slots) first, in the stream's order, wait for them, and refuse what they may not hold. Without
+ * it nothing outside the arrays is touched, whatever they hold. */
 struct quern_options {
     size_t size;           /* sizeof(struct quern_options) */
     const char *cache;     /* file [QUERN_CACHE, else ~/.cache/quern/quern.db]; "" = memory only */

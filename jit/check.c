@@ -16,7 +16,8 @@
  * The verdict, for each output array, tol = tolerance():
  *   - a row: where the reference is NaN or Inf the output is the same, and nowhere else, except
  *     where the dtype itself overflows; no element is still poison; the error's norm is at most
- *     4 tol of the row's. A row of zeros must be zeros.
+ *     4 tol of the row's, or of its terms' where the reference tells it (quern_ref_expect_sums). A
+ *     row of zeros must be zeros.
  *   - all compared rows: the error's norm is at most tol of theirs; or every element is what the
  *     reference rounds to, since one bf16 alone may be off by more than tol and still be right.
  *   - not all units evaluated: where units tile the output, no element anywhere is still poison;
@@ -95,6 +96,7 @@ struct row {
     int array;
     int64_t first, count;
     double *values;
+    double terms; /* their norm, squared; 0: not told */
 };
 
 struct qn_expectation {
@@ -190,6 +192,12 @@ void quern_ref_actual(struct quern_ref *ref, int index, int64_t first, int64_t c
 void quern_ref_expect(struct quern_ref *ref, int index, int64_t first, int64_t count,
                       const double *values)
 {
+    quern_ref_expect_sums(ref, index, first, count, values, 0);
+}
+
+void quern_ref_expect_sums(struct quern_ref *ref, int index, int64_t first, int64_t count,
+                           const double *values, double norm)
+{
     ref_check(ref, index, first, count, "expects");
     if (!count || ref->after)
         return;
@@ -205,7 +213,7 @@ void quern_ref_expect(struct quern_ref *ref, int index, int64_t first, int64_t c
     if (!copy)
         ref_fail(ref, QUERN_NO_MEMORY, "out of memory");
     memcpy(copy, values, (size_t)count * sizeof(*copy));
-    ref->rows[ref->row_count++] = (struct row){ index, first, count, copy };
+    ref->rows[ref->row_count++] = (struct row){ index, first, count, copy, norm * norm };
 }
 
 double *quern_ref_scratch(struct quern_ref *ref, int64_t count)
@@ -539,6 +547,12 @@ static double relative(double error, double norm)
     return norm == 0 ? (double)INFINITY : sqrt(error / norm);
 }
 
+static double row_error(const struct row *row, const struct outcome *outcome)
+{
+    bool are_terms = outcome->norm > 0 && row->terms > outcome->norm; /* false for NaN */
+    return relative(outcome->error, are_terms ? row->terms : outcome->norm);
+}
+
 static void refuse(struct quern_check *check, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 static void refuse(struct quern_check *check, const char *format, ...)
@@ -604,7 +618,7 @@ static void row_refuse(struct quern_check *check, const struct qn_expectation *e
                        const struct qn_image *after, const struct row *row,
                        const struct outcome *outcome, double tol)
 {
-    double error = relative(outcome->error, outcome->norm);
+    double error = row_error(row, outcome);
     if (outcome->bad >= 0)
         refuse_element(check, expectation, after, row, outcome->bad, "");
     if (error <= ROW_SLACK * tol || !check->ok)
@@ -656,7 +670,7 @@ static void array_judge(const struct qn_expectation *expectation, const struct q
     for (int64_t r = begin; r < end; r++) {
         error += outcomes[r].error;
         norm += outcomes[r].norm;
-        check->row_err = fmax(check->row_err, relative(outcomes[r].error, outcomes[r].norm));
+        check->row_err = fmax(check->row_err, row_error(&expectation->rows[r], &outcomes[r]));
         row_refuse(check, expectation, after, &rows[r], &outcomes[r], tol);
     }
     double rel_err = relative(error, norm);

@@ -220,6 +220,15 @@ static int options_read_words(struct quern_context *ctx)
     return qn_fail(ctx, QUERN_INVALID, "QUERN_LOG=%s: must be off, warn, info or debug", level);
 }
 
+static int options_read_check(struct quern_context *ctx)
+{
+    const char *check = getenv("QUERN_CHECK");
+    if (check && *check && strcmp(check, "0") && strcmp(check, "1"))
+        return qn_fail(ctx, QUERN_INVALID, "QUERN_CHECK=%s: must be 0 or 1", check);
+    ctx->is_checking = check && !strcmp(check, "1");
+    return QUERN_OK;
+}
+
 static int options_check_dump(struct quern_context *ctx)
 {
     static const char letters[] = "bcpekax";
@@ -248,6 +257,7 @@ static int options_read(struct quern_context *ctx, const struct quern_options *o
     QN_TRY(options_read_texts(ctx));
     QN_TRY(options_read_cache(ctx));
     QN_TRY(options_read_words(ctx));
+    QN_TRY(options_read_check(ctx));
     QN_TRY(options_check_templates(ctx));
     QN_TRY(options_check_dump(ctx));
     if (!ctx->options.alloc != !ctx->options.free)
@@ -390,13 +400,19 @@ void qn_free(struct quern_context *ctx, void *data, size_t bytes, void *stream)
 }
 
 /* A failed copy often is the first to hear of a kernel's fault, and synchronize() can name it. */
+int qn_copy_ordered(struct quern_context *ctx, void *to, const void *from, size_t bytes,
+                    void *stream, struct quern_message *why)
+{
+    int status = bytes ? ctx->backend->copy(ctx->device, to, from, bytes, stream) : QUERN_OK;
+    if (status && !ctx->backend->synchronize(ctx->device, stream, why))
+        quern_refuse(why, "bytes=%zu: the device cannot copy them from %p to %p", bytes, from, to);
+    return status;
+}
+
 int qn_copy(struct quern_context *ctx, void *to, const void *from, size_t bytes,
             struct quern_message *why)
 {
-    int status = bytes ? ctx->backend->copy(ctx->device, to, from, bytes, NULL) : QUERN_OK;
-    if (status && !ctx->backend->synchronize(ctx->device, NULL, why))
-        quern_refuse(why, "bytes=%zu: the device cannot copy them from %p to %p", bytes, from, to);
-    return status;
+    return qn_copy_ordered(ctx, to, from, bytes, NULL, why);
 }
 
 int qn_fill(struct quern_context *ctx, void *data, int byte, size_t bytes,

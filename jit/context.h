@@ -70,6 +70,7 @@ struct qn_thread {
 struct quern_context {
     struct quern_options options; /* texts owned, environment applied */
     bool is_sealed;
+    bool is_checking; /* QUERN_CHECK=1: index arrays are looked at before a launch */
 
     const struct qn_backend *backend;
     struct qn_device *device;
@@ -126,6 +127,9 @@ void qn_free(struct quern_context *ctx, void *data, size_t bytes, void *stream);
 /* Device or host memory, either way, before it returns. */
 int qn_copy(struct quern_context *ctx, void *to, const void *from, size_t bytes,
             struct quern_message *why);
+/* The same in a stream's order. */
+int qn_copy_ordered(struct quern_context *ctx, void *to, const void *from, size_t bytes,
+                    void *stream, struct quern_message *why);
 /* Device memory, on the default stream. */
 int qn_fill(struct quern_context *ctx, void *data, int byte, size_t bytes,
             struct quern_message *why);

@@ -1,7 +1,7 @@
 /* Dispatch: from a call to a kernel, and from a kernel to a launch.
  *
  *     quern_run(spec, arrays)
- *        1. check and bind the arrays            qn_arrays_bind()
+ *        1. check and bind the arrays            qn_arrays_bind(); QUERN_CHECK=1: qn_call_check()
  *        2. bucket and hash                      a few multiplications
  *        3. the thread's recent kernels          no lock: found here when warm
  *        4. the context's table                  a lock
@@ -22,6 +22,7 @@
 
 #include "jit/build.h"
 #include "jit/device.h"
+#include "jit/indices.h"
 
 /* ---- The context's table ------------------------------------------------------------------- */
 
@@ -387,6 +388,8 @@ int quern_launch(struct quern_context *ctx, struct quern_kernel *kernel,
         status = qn_call_bind(ctx, spec, arrays, bound, &why);
     if (!status)
         status = qn_kernel_accepts(kernel, spec, arrays, &why);
+    if (!status && ctx->is_checking)
+        status = qn_call_check(ctx, spec, bound, call ? call->stream : NULL, &why);
     return status ? qn_fail_why(ctx, status, &why) : launch_bound(ctx, kernel, spec, bound, call);
 }
 
@@ -401,6 +404,8 @@ int quern_run(struct quern_context *ctx, const struct quern_spec *spec,
     int status = check_spec(ctx, spec, &why);
     if (!status)
         status = qn_call_bind(ctx, spec, arrays, bound, &why);
+    if (!status && ctx->is_checking)
+        status = qn_call_check(ctx, spec, bound, call ? call->stream : NULL, &why);
     if (status)
         return qn_fail_why(ctx, status, &why);
     QN_TRY(find_kernel(ctx, spec, arrays, call, &kernel));

@@ -129,6 +129,9 @@ static int check_family(const struct quern_family *family, struct quern_message 
     if (family->abi != QUERN_FAMILY_ABI)
         return quern_refuse(why, "family=%s: abi=%d: must be %d", family->name, family->abi,
                             QUERN_FAMILY_ABI);
+    if (family->alias && !is_name(family->alias))
+        return quern_refuse(why, "family=%s: its alias must be letters, digits and _, at most 24",
+                            family->name);
     if (family->param_count < 1 || family->param_count > QUERN_MAX_PARAMS)
         return quern_refuse(why, "family=%s: param_count=%d: must be from 1 to %d", family->name,
                             family->param_count, QUERN_MAX_PARAMS);
@@ -149,6 +152,11 @@ static int check_family(const struct quern_family *family, struct quern_message 
     return check_variants(family, why);
 }
 
+static bool is_named(const struct quern_family *family, const char *name)
+{
+    return !strcmp(family->name, name) || (family->alias && !strcmp(family->alias, name));
+}
+
 int quern_family_register(struct quern_context *ctx, const struct quern_family *family)
 {
     struct quern_message why;
@@ -160,7 +168,8 @@ int quern_family_register(struct quern_context *ctx, const struct quern_family *
     pthread_mutex_lock(&ctx->lock);
     int count = atomic_load(&ctx->family_count);
     for (int i = 0; i < count && !status; i++) {
-        if (!strcmp(ctx->families[i]->name, family->name))
+        if (is_named(ctx->families[i], family->name) ||
+            (family->alias && is_named(ctx->families[i], family->alias)))
             status = quern_refuse(&why, "family=%s: registered already", family->name);
     }
     if (!status && count == QN_MAX_FAMILIES)
@@ -236,7 +245,7 @@ const struct quern_family *quern_family_at(struct quern_context *ctx, int index)
 const struct quern_family *quern_family_find(struct quern_context *ctx, const char *name)
 {
     for (int i = 0; name && i < quern_family_count(ctx); i++) {
-        if (!strcmp(ctx->families[i]->name, name))
+        if (is_named(ctx->families[i], name))
             return ctx->families[i];
     }
     return NULL;

@@ -386,6 +386,9 @@ int quern_doctor(struct quern_context *ctx,
     char text[64];
     QN_TRY(qn_require(ctx, "fact", (const void *)(uintptr_t)fact));
     qn_devices_doctor(ctx, fact, user);
+    const char *check = ctx->is_checking ? "on (QUERN_CHECK=1)" : "off (on with QUERN_CHECK=1)";
+    fact(user, "cpu", "index_check", check);
+    fact(user, "cuda", "index_check", check);
     qn_store_counters(ctx->store, &counters);
     fact(user, "cache", "usable", "yes");
     fact(user, "cache", "path", qn_store_path(ctx->store));

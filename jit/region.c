@@ -29,6 +29,7 @@
 #include <string.h>
 
 #include "jit/dtype.h"
+#include "jit/indices.h"
 
 #define POOL_BYTES (1 << 20)
 #define POOL_SHARE 4 /* touched bytes times this are still less than the span */
@@ -117,37 +118,6 @@ int64_t qn_array_piece(const struct qn_regions *map, int index, int64_t first, i
 
 /* ---- Touched ranges ------------------------------------------------------------------------ */
 
-/* A dense host copy of an integer array; *data is malloc'ed. */
-static int index_array_read(const struct qn_regions *map, int index, void **data,
-                            struct quern_message *why)
-{
-    const struct qn_layout *layout = &map->layouts[index];
-    int64_t span = qn_array_span(&map->shapes[index], &map->bound[index]), offset;
-    char *strided = malloc((size_t)span);
-    char *dense = malloc((size_t)(layout->count * layout->element_bytes));
-    int status = strided && dense ? QUERN_OK : out_of_memory(why, span);
-    if (!status)
-        status = copy_bytes(map, strided, map->bound[index].data, span, why);
-    for (int64_t first = 0; !status && first < layout->count;) {
-        int64_t piece = qn_array_piece(map, index, first, layout->count - first, &offset);
-        memcpy(dense + first * layout->element_bytes, strided + offset,
-               (size_t)(piece * layout->element_bytes));
-        first += piece;
-    }
-    free(strided);
-    *data = status ? NULL : dense;
-    if (status)
-        free(dense);
-    return status;
-}
-
-static bool is_index_array(const struct qn_regions *map, int index)
-{
-    const struct quern_shape *shape = &map->shapes[index];
-    return (shape->role == QUERN_IN || shape->role == QUERN_INOUT) && shape->dtype >= QUERN_I8 &&
-           map->bound[index].data && map->layouts[index].count > 0;
-}
-
 static bool ranges_grow(struct quern_ranges *ranges)
 {
     int64_t capacity = ranges->capacity ? 2 * ranges->capacity : 16;
@@ -221,24 +191,24 @@ static int ranges_close(struct qn_regions *map, int index, struct quern_message 
 static int touched_find(struct qn_regions *map, struct quern_message *why)
 {
     const struct quern_family *family = map->spec.family;
-    void *host[QUERN_MAX_ARRAYS] = { NULL };
+    struct qn_indices indices = { { NULL } };
     int status = QUERN_OK;
-    for (int i = 0; family->touched && i < family->array_count && !status; i++) {
-        if (is_index_array(map, i))
-            status = index_array_read(map, i, &host[i], why);
-    }
+    if (family->touched || (map->ctx->is_checking && family->check_indices))
+        status = qn_indices_read(map->ctx, &map->spec, map->bound, NULL, &indices, why);
+    if (!status)
+        status = qn_indices_check(map->ctx, &map->spec, &indices, why);
     for (int i = 0; i < family->array_count && !status; i++) {
         map->touched[i].span = span_of(map, i);
         if (map->touched[i].span == 0)
             continue;
         if (family->touched)
-            family->touched(&map->spec, map->bound, (const void *const *)host, i, &map->touched[i]);
+            family->touched(&map->spec, map->bound, (const void *const *)indices.host, i,
+                            &map->touched[i]);
         else
             quern_ranges_add(&map->touched[i], 0, map->touched[i].span);
         status = ranges_close(map, i, why);
     }
-    for (int i = 0; i < family->array_count; i++)
-        free(host[i]);
+    qn_indices_fini(&indices);
     return status;
 }
 

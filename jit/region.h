@@ -51,7 +51,8 @@ struct qn_regions {
     struct qn_region regions[QUERN_MAX_ARRAYS];
 };
 
-/* bound comes from qn_arrays_bind() for spec. Reads index arrays when the family has touched(). */
+/* bound comes from qn_arrays_bind() for spec. Reads index arrays when the family has touched(), and
+ * refuses what they hold under QUERN_CHECK=1. */
 int qn_regions_init(struct qn_regions *map, struct quern_context *ctx,
                     const struct quern_spec *spec, const struct quern_array *bound,
                     struct quern_message *why);

@@ -345,6 +345,8 @@ int quern_spec_set(struct quern_context *ctx, struct quern_spec *spec, const cha
         if (!strcmp(family->params[i].name, name)) {
             struct quern_message why;
             int status = parse_value(&family->params[i], value, &spec->values[i], &why);
+            if (!status && family->implied)
+                family->implied(spec);
             return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
         }
         qn_list_add(known, sizeof(known), family->params[i].name);

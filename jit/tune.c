@@ -259,10 +259,23 @@ static void drawn_tell(struct search *search)
            search->result->bucket, spec);
 }
 
+/* The bucket's sizes with the request's scalars: the bucket says only which of them are given, and
+ * a family may refuse what stands in their place. */
+static struct quern_spec drawn_spec(const struct search *search)
+{
+    struct quern_spec spec = search->bucket.spec;
+    for (int i = 0; i < spec.family->param_count; i++) {
+        if (spec.family->params[i].param_class == QUERN_SCALAR)
+            spec.values[i] = search->request->spec->values[i];
+    }
+    return spec;
+}
+
 static int testbed_make(struct search *search)
 {
     const struct quern_request *request = search->request;
     const struct quern_tune_options *options = search->options;
+    const struct quern_spec drawn = drawn_spec(search);
     struct quern_array bound[QUERN_MAX_ARRAYS];
     struct quern_message why;
     bool is_given = request->arrays && is_bound(search);
@@ -270,9 +283,9 @@ static int testbed_make(struct search *search)
         drawn_tell(search);
     int status = is_given ? qn_arrays_bind(request->spec, request->arrays, bound, &why) : QUERN_OK;
     if (!status)
-        status = qn_testbed_init(
-            &search->bed, search->ctx, is_given ? request->spec : &search->bucket.spec,
-            is_given ? bound : NULL, options->memory_bytes, options->seed, &why);
+        status =
+            qn_testbed_init(&search->bed, search->ctx, is_given ? request->spec : &drawn,
+                            is_given ? bound : NULL, options->memory_bytes, options->seed, &why);
     return status ? qn_fail_why(search->ctx, status, &why) : QUERN_OK;
 }
 

@@ -186,6 +186,11 @@ int gpu_arrays_differ(struct gpu_arrays *set)
     return common_arrays_differ(&set->host);
 }
 
+size_t gpu_arrays_block_bytes(const struct gpu_arrays *set, int index)
+{
+    return set->host.own[index].pages_bytes + 2 * (size_t)GUARD_BYTES;
+}
+
 size_t gpu_arrays_written(const struct gpu_arrays *set)
 {
     size_t bytes = 0;

@@ -59,6 +59,8 @@ void gpu_arrays_check(struct gpu_arrays *set, const char *what);
  * differs. */
 void gpu_arrays_keep(struct gpu_arrays *set);
 int gpu_arrays_differ(struct gpu_arrays *set);
+/* Of the memory at blocks[index], the array between its guards. */
+size_t gpu_arrays_block_bytes(const struct gpu_arrays *set, int index);
 /* Bytes that a call writes. */
 size_t gpu_arrays_written(const struct gpu_arrays *set);
 

@@ -12,7 +12,15 @@
 
 enum { P_M, P_N, P_DTYPE, P_COSTLY, P_BROKEN, P_THIRDS, P_COUNT };
 enum { A_X, A_OUT, A_COUNT };
-enum { BROKEN_NOT, BROKEN_READ, BROKEN_EXPECT, BROKEN_MEMORY, BROKEN_SILENT, BROKEN_TOUCHED };
+enum {
+    BROKEN_NOT,
+    BROKEN_READ,
+    BROKEN_EXPECT,
+    BROKEN_MEMORY,
+    BROKEN_SILENT,
+    BROKEN_TOUCHED,
+    TELLS_TERMS /* of row 3, of norm 1000 */
+};
 
 static const struct quern_param params[] = {
     { "m", QUERN_DYNAMIC, QUERN_SIZE, NULL, 0, QUERN_REQUIRED, "rows" },
@@ -65,7 +73,10 @@ static void reference(struct quern_ref *ref, int64_t unit)
     quern_ref_read(ref, A_X, unit * n, n, row);
     for (int64_t i = 0; i < n; i++)
         row[i] *= quern_ref_spec(ref)->values[P_THIRDS] ? 2.0 / 3 : 2;
-    quern_ref_expect(ref, A_OUT, unit * n, n, row);
+    if (how == TELLS_TERMS)
+        quern_ref_expect_sums(ref, A_OUT, unit * n, n, row, unit == 3 ? 1000 : 0);
+    else
+        quern_ref_expect(ref, A_OUT, unit * n, n, row);
 }
 
 static double tolerance(const struct quern_spec *spec, int index)
@@ -426,6 +437,25 @@ START_TEST(a_bad_row_is_not_hidden_by_good_ones)
 }
 END_TEST
 
+/* In row 3 terms of norm 1000 leave little: its error is measured against them. */
+START_TEST(a_row_whose_terms_cancel_is_measured_against_them)
+{
+    struct call call;
+    call_start(&call, "doubled m=1000 n=16 broken=6", 0);
+    for (int64_t i = 0; i < call.n; i++)
+        put(&call, call.out, 3, i, 1.005 * 2 * get(&call, call.x, 3, i));
+    passes(&call);
+    call_run(&call);
+    for (int64_t i = 0; i < call.n; i++)
+        put(&call, call.out, 4, i, 1.005 * 2 * get(&call, call.x, 4, i));
+    fails(&call, "row 4");
+    call_run(&call);
+    put(&call, call.out, 3, 0, get(&call, call.out, 3, 0) + 4.5);
+    fails(&call, "row 3, element 0");
+    call_fini(&call);
+}
+END_TEST
+
 START_TEST(a_small_error_everywhere_is_past_the_total_bound)
 {
     struct call call;
@@ -697,6 +727,7 @@ int main(void)
     tcase_add_test(tests, poison_that_is_left_is_unwritten);
     tcase_add_test(tests, a_zero_row_must_be_zero);
     tcase_add_test(tests, a_bad_row_is_not_hidden_by_good_ones);
+    tcase_add_test(tests, a_row_whose_terms_cancel_is_measured_against_them);
     tcase_add_test(tests, a_small_error_everywhere_is_past_the_total_bound);
     tcase_add_test(tests, one_rounded_element_passes_past_the_bound_and_its_neighbour_does_not);
     tcase_add_test(tests, where_the_outputs_are_empty_no_unit_is_evaluated);

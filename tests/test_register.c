@@ -205,8 +205,8 @@ static void family_reset(void)
     X(family.name = "9lives", "family: must have a name")                                          \
     X(family.name = "a_name_of_more_than_24_letters", "family: must have a name")                  \
     X(family.name = "copy", "family=copy: registered already")                                     \
-    X(family.abi = 0, "abi=0: must be 3")                                                          \
-    X(family.abi = 1, "abi=1: must be 3")                                                          \
+    X(family.abi = 0, "abi=0: must be 4")                                                          \
+    X(family.abi = 1, "abi=1: must be 4")                                                          \
     X(family.params = NULL, "params=NULL")                                                         \
     X(family.arrays = NULL, "arrays=NULL")                                                         \
     X(family.param_count = 0, "param_count=0: must be from 1 to 32")                               \

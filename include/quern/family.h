@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define QUERN_FAMILY_ABI 3
+#define QUERN_FAMILY_ABI 4
 #define QUERN_MAX_KNOBS 32
 #define QUERN_MAX_DEFINES 64
 #define QUERN_ARGS_BYTES 1024
@@ -282,6 +282,12 @@ struct quern_family {
      * span. For pools of which a call uses a few slots, and paged caches. */
     void (*touched)(const struct quern_spec *spec, const struct quern_array *arrays,
                     const void *const *host, int index, struct quern_ranges *ranges);
+    /* With QUERN_CHECK=1, before a launch: refuses what index arrays hold (cu_seqlens, slots, page
+     * tables), naming array, element and what is allowed: "slots[4]=77: must be ...". host is as
+     * for touched(). What inputs() draws must pass. It may allocate what it frees. NULL: nothing
+     * is refused. The device code may not count on it: it is off by default. */
+    int (*check_indices)(const struct quern_spec *spec, const void *const *host,
+                         struct quern_message *why);
     /* Valid random contents of array `index`, dense, in host memory. Returns 0 to have the default
      * drawn: floats uniform in [-1, 1), integers in [0, 2). NULL: the default for all. */
     int (*inputs)(const struct quern_spec *spec, int index, uint64_t seed, void *data);
@@ -298,6 +304,11 @@ struct quern_family {
                           double *wanted);
     void (*linear_actual)(struct quern_ref *ref, uint64_t seed, int64_t first, int64_t count,
                           double *got);
+
+    const char *alias; /* a second name that quern_family_find() and spec text know; NULL: none */
+    /* Gives parameters that are still QUERN_REQUIRED what those set until now imply. Of specs made
+     * by quern_spec_set() and from text only. NULL: nothing is implied. */
+    void (*implied)(struct quern_spec *spec);
 };
 
 /* ---- For reference() ----------------------------------------------------------------------- */
@@ -314,6 +325,11 @@ QUERN_API void quern_ref_actual(struct quern_ref *ref, int index, int64_t first,
 /* What output `index` must hold: `count` elements from `first`, one row of the error bound. */
 QUERN_API void quern_ref_expect(struct quern_ref *ref, int index, int64_t first, int64_t count,
                                 const double *values);
+/* The same for a row each of whose elements is a sum. `norm` is the norm of all their terms: the
+ * root of the sum of squares. Where terms cancel, what rounding them does is measured against it,
+ * not against the little that is left; where they do not, it makes no difference. */
+QUERN_API void quern_ref_expect_sums(struct quern_ref *ref, int index, int64_t first, int64_t count,
+                                     const double *values, double norm);
 /* Memory for `count` doubles, zeroed, until the unit ends. */
 QUERN_API double *quern_ref_scratch(struct quern_ref *ref, int64_t count);
 

@@ -74,8 +74,8 @@ __attribute__((unused)) static const struct quern_array_info quern_def_arrays[] 
 };
 
 /* Each parameter becomes a local of its own name, so that the list's expressions can use it. */
-__attribute__((unused)) static void quern_def_shape(const struct quern_spec *spec, int index,
-                                                    struct quern_shape *shape)
+__attribute__((unused)) static void quern_def_shape(const struct quern_spec *spec, int quern_index,
+                                                    struct quern_shape *quern_shape)
 {
     enum { ABSENT = QUERN_ABSENT, IN = QUERN_IN, OUT = QUERN_OUT, INOUT = QUERN_INOUT };
 #define QUERN_PARAM(name, class_, kind, ...)                                                       \
@@ -84,16 +84,16 @@ __attribute__((unused)) static void quern_def_shape(const struct quern_spec *spe
 #include QUERN_DEF
 #undef QUERN_ARRAY
 #undef QUERN_PARAM
-    switch (index) {
+    switch (quern_index) {
 #define QUERN_PARAM(...)
 #define QUERN_ARRAY(name, role_, dtype_, doc, ...)                                                 \
     case ARRAY_##name: {                                                                           \
         const int64_t dims[] = { __VA_ARGS__ };                                                    \
-        _Static_assert(sizeof(dims) <= sizeof(shape->dims), #name ": too many dimensions");        \
-        shape->role = (int)(role_);                                                                \
-        shape->dtype = (int)(dtype_);                                                              \
-        shape->rank = (int)(sizeof(dims) / sizeof(dims[0]));                                       \
-        __builtin_memcpy(shape->dims, dims, sizeof(dims));                                         \
+        _Static_assert(sizeof(dims) <= sizeof(quern_shape->dims), #name ": too many dimensions");  \
+        quern_shape->role = (int)(role_);                                                          \
+        quern_shape->dtype = (int)(dtype_);                                                        \
+        quern_shape->rank = (int)(sizeof(dims) / sizeof(dims[0]));                                 \
+        __builtin_memcpy(quern_shape->dims, dims, sizeof(dims));                                   \
         break;                                                                                     \
     }
 #include QUERN_DEF

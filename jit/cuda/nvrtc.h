@@ -29,7 +29,7 @@ int qn_nvrtc_find(struct qn_nvrtc *nvrtc, char **path, struct quern_message *why
 /* From the log of ptxas -v: *report as in struct qn_compile_result (malloc'ed), with " stack=BYTES"
  * behind a line whose entry has a stack frame. QUERN_COMPILE when
  * the log holds a warning that makes the code useless: C7508 (setmaxnreg ignored) and C7510 to
- * C7517 (wgmma serialized); `why` is that line. */
+ * C7518 (wgmma serialized); `why` is that line. */
 int qn_ptxas_report(const char *log, char **report, struct quern_message *why);
 
 #endif

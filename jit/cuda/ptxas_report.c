@@ -47,14 +47,14 @@ struct reading {
 /* ---- Warnings ------------------------------------------------------------------------------ */
 
 /* The number of the warning in a line that makes the code useless, else 0. C7508: setmaxnreg is
- * ignored. C7510 to C7517: wgmma is serialized, or waits are put in. The line must be ptxas' own: a
+ * ignored. C7510 to C7518: wgmma is serialized, or waits are put in. The line must be ptxas' own: a
  * quoted line of source may say anything. */
 static int fatal_number(const char *line, size_t length)
 {
     const char *code = memmem(line, length, "(C75", 4);
     long number = code && !strncmp(line, "ptxas", 5) ? strtol(code + 2, NULL, 10) : 0;
 
-    return number == 7508 || (number >= 7510 && number <= 7517) ? (int)number : 0;
+    return number == 7508 || (number >= 7510 && number <= 7518) ? (int)number : 0;
 }
 
 /* Such a line goes into `why`. C7517 comes with others, which say more: it gives way to them. */

@@ -20,6 +20,19 @@ __device__ __forceinline__ void cluster_sync(void)
                      : "memory");
 }
 
+/* In two halves, each by all threads, between which a block may do what needs no peer. The first
+ * waits for no memory: it says that what this block has read, and used, may be overwritten, not
+ * that anything it wrote can be seen. */
+__device__ __forceinline__ void cluster_arrive_relaxed(void)
+{
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void cluster_wait(void)
+{
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
 /* The shared address, in block `rank`, of what lies at `address` here. */
 __device__ __forceinline__ uint32_t cluster_address(uint32_t address, uint32_t rank)
 {
@@ -36,5 +49,10 @@ __device__ __forceinline__ float4 cluster_load(uint32_t address)
                  : "r"(address)
                  : "memory");
     return v;
+}
+
+__device__ __forceinline__ void cluster_store(uint32_t address, float value)
+{
+    asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
 }
 #endif

@@ -16,6 +16,16 @@ __device__ __forceinline__ void tma_prefetch_map(const void *map)
     asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }
 
+/* Contiguous bytes, a multiple of 16 of them at such addresses, with no map. */
+__device__ __forceinline__ void bulk_load(uint32_t to, const void *from, uint32_t bytes,
+                                          uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+
 /* Box at (x, y, z) of a 3-D map into `to`; `barrier` is told of its bytes. */
 __device__ __forceinline__ void tma_load_3d(uint32_t to, const void *map, uint32_t barrier,
                                             int32_t x, int32_t y, int32_t z)

@@ -9,7 +9,8 @@
  * Tiles written by TMA need the barrier's wait and no more; those written by ordinary stores need
  * tma_store_fence() by every writer and a barrier.
  *
- * Tiles are swizzled over 128 bytes (swizzle.cuh) and start at a multiple of 1024 bytes:
+ * Tiles are swizzled over 128 bytes (swizzle.cuh) and start at a multiple of 1024 bytes, but for
+ * plain ones:
  *     along K       row r is 128 bytes: 64 16-bit elements of K. 8 rows are 1024 bytes
  *     along M or N  64 16-bit elements of M or N by BK rows of K; the next 64 follow after BK * 128
  *                   bytes */
@@ -38,6 +39,14 @@ __device__ __forceinline__ uint64_t wgmma_along_k(uint32_t tile)
 template <int bk> __device__ __forceinline__ uint64_t wgmma_along_mn(uint32_t tile)
 {
     return wgmma_descriptor(tile, bk * 128, 1024);
+}
+
+/* A 16-bit tile along K that is not swizzled: pieces of 8 rows by 8 of K, 128 contiguous bytes, a
+ * row 16. The next 8 of K are `next_k` bytes further, the next 8 rows `next_rows`. */
+__device__ __forceinline__ uint64_t wgmma_plain(uint32_t tile, uint32_t next_k, uint32_t next_rows)
+{
+    return (uint64_t)(next_rows >> 4) << 32 | (uint64_t)(next_k >> 4) << 16 |
+           (tile & 0x3FFFF) >> 4;
 }
 
 __device__ __forceinline__ void wgmma_fence(void)

@@ -13,13 +13,22 @@
  * with descriptors of the 64 x K and the N x K tile. accumulates=0 overwrites d. As d[i], lane l of
  * warp w has row 16 (w % 4) + l / 4 + 8 (i / 2 % 2) and column 8 (i / 4) + 2 (l % 4) + i % 2.
  *
+ * With WGMMA_FROM_REGISTERS (bf16 and f16; N 16, 32, 64 or 128) the first operand is in registers,
+ *
+ *     void WGMMA_NAME(float (&d)[WGMMA_N / 2], const uint32_t (&a)[4], uint64_t b, int accumulates)
+ *
+ * of lane l pairs of columns 2 (l % 4) and the next: rows l / 4 and 8 more, then both 8 columns on.
+ * It is read while the group runs.
+ *
  * The descriptors come first, declared as written though they are not, so that an accumulator's
  * operand number does not depend on N. */
 #include "common/types.h"
 
 #define WGMMA_TEXT_(x) #x
 #define WGMMA_TEXT(x) WGMMA_TEXT_(x)
-#ifdef WGMMA_TRANS_A
+#ifdef WGMMA_FROM_REGISTERS
+#define WGMMA_TRANS ", " WGMMA_TEXT(WGMMA_TRANS_B)
+#elif defined(WGMMA_TRANS_A)
 #define WGMMA_TRANS ", " WGMMA_TEXT(WGMMA_TRANS_A) ", " WGMMA_TEXT(WGMMA_TRANS_B)
 #else
 #define WGMMA_TRANS
@@ -246,9 +255,34 @@
 #define WGMMA_D31
 #endif
 
-__device__ __forceinline__ void WGMMA_NAME(float (&d)[WGMMA_N / 2], uint64_t a, uint64_t b,
+#ifdef WGMMA_FROM_REGISTERS
+#if WGMMA_N == 16
+#define WGMMA_A "{%0, %11, %12, %13}"
+#elif WGMMA_N == 32
+#define WGMMA_A "{%0, %19, %20, %21}"
+#elif WGMMA_N == 64
+#define WGMMA_A "{%0, %35, %36, %37}"
+#else
+#define WGMMA_A "{%0, %67, %68, %69}"
+#endif
+#define WGMMA_FIRST const uint32_t(&a)[4]
+#define WGMMA_FIRST_OPERAND "+r"(first)
+#define WGMMA_LAST_OPERANDS : "r"(a[1]), "r"(a[2]), "r"(a[3])
+#else
+#define WGMMA_A "%0"
+#define WGMMA_FIRST uint64_t a
+#define WGMMA_FIRST_OPERAND "+l"(first)
+#define WGMMA_LAST_OPERANDS
+#endif
+
+__device__ __forceinline__ void WGMMA_NAME(float (&d)[WGMMA_N / 2], WGMMA_FIRST, uint64_t b,
                                            int accumulates)
 {
+#ifdef WGMMA_FROM_REGISTERS
+    uint32_t first = a[0];
+#else
+    uint64_t first = a;
+#endif
     /* clang-format off */
     asm volatile("{\n"
         ".reg .pred p;\n"
@@ -259,13 +293,14 @@ __device__ __forceinline__ void WGMMA_NAME(float (&d)[WGMMA_N / 2], uint64_t a, 
         WGMMA_T8 WGMMA_T9 WGMMA_T10 WGMMA_T11 WGMMA_T12 WGMMA_T13 WGMMA_T14 WGMMA_T15
         WGMMA_T16 WGMMA_T17 WGMMA_T18 WGMMA_T19 WGMMA_T20 WGMMA_T21 WGMMA_T22 WGMMA_T23
         WGMMA_T24 WGMMA_T25 WGMMA_T26 WGMMA_T27 WGMMA_T28 WGMMA_T29 WGMMA_T30 WGMMA_T31
-        "}, %0, %1, p, 1, 1" WGMMA_TRANS ";\n"
+        "}, " WGMMA_A ", %1, p, 1, 1" WGMMA_TRANS ";\n"
         "}\n"
-        : "+l"(a), "+l"(b), "+r"(accumulates)
+        : WGMMA_FIRST_OPERAND, "+l"(b), "+r"(accumulates)
         WGMMA_D0 WGMMA_D1 WGMMA_D2 WGMMA_D3 WGMMA_D4 WGMMA_D5 WGMMA_D6 WGMMA_D7
         WGMMA_D8 WGMMA_D9 WGMMA_D10 WGMMA_D11 WGMMA_D12 WGMMA_D13 WGMMA_D14 WGMMA_D15
         WGMMA_D16 WGMMA_D17 WGMMA_D18 WGMMA_D19 WGMMA_D20 WGMMA_D21 WGMMA_D22 WGMMA_D23
         WGMMA_D24 WGMMA_D25 WGMMA_D26 WGMMA_D27 WGMMA_D28 WGMMA_D29 WGMMA_D30 WGMMA_D31
+        WGMMA_LAST_OPERANDS
     );
     /* clang-format on */
 }
@@ -337,6 +372,11 @@ __device__ __forceinline__ void WGMMA_NAME(float (&d)[WGMMA_N / 2], uint64_t a, 
 #undef WGMMA_D30
 #undef WGMMA_T31
 #undef WGMMA_D31
+#undef WGMMA_A
+#undef WGMMA_FIRST
+#undef WGMMA_FIRST_OPERAND
+#undef WGMMA_LAST_OPERANDS
+#undef WGMMA_FROM_REGISTERS
 #undef WGMMA_NAME
 #undef WGMMA_N
 #undef WGMMA_K

@@ -59,7 +59,8 @@ EXAMPLES := $(patsubst %.c,$(B)/%,$(filter-out examples/plugin_%,$(wildcard exam
 BENCHES := $(patsubst %.c,$(B)/%.so,$(wildcard bench/*.c))
 SUITES := $(patsubst %.c,$(B)/%,$(wildcard tests/test_*.c))
 GPU_SUITES := $(patsubst %.c,$(B)/%,$(wildcard tests/gpu/test_*.c))
-GPU_SCRIPTS := $(wildcard tests/gpu/*_test.sh) python/tests/torch_test.py
+GPU_SCRIPTS := $(wildcard tests/gpu/*_test.sh) \
+	$(wildcard python/tests/*torch_test.py)
 PLUGINS := $(patsubst examples/%.c,$(B)/tests/%.so,$(wildcard examples/plugin_*.c))
 # Every other tests/*.c is shared by the suites.
 SUITE_COMMON := $(patsubst %.c,$(B)/obj/%.o,$(filter-out tests/test_%,$(wildcard tests/*.c)))
@@ -172,13 +173,15 @@ sanitized = $(MAKE) B=$(B)/$1 SANITIZE=$2 all tests && \
 check-san: ## the C suites under ASan and UBSan, then under TSan
 	+@$(call sanitized,asan,address$(,)undefined,UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1)
 	+@$(call sanitized,tsan,thread,OMP_NUM_THREADS=1 TSAN_OPTIONS=suppressions=tests/tsan.supp)
-beside = QUERN_LIBRARY=$(abspath $(B))/$(SONAME) $1 bench/beside.py gemm --device $2 \
-	--json $(B)/bench/$2.json --page $(B)/bench/$2 $3
-bench: deps ## compare with OpenBLAS, oneDNN and MKL on this machine (shapes/cpu.csv)
+BENCH ?= gemm
+beside_name = $(B)/bench/$(if $(filter-out gemm,$(BENCH)),$(BENCH)_)$1
+beside = QUERN_LIBRARY=$(abspath $(B))/$(SONAME) $1 bench/beside.py $(BENCH) --device $2 \
+	--json $(call beside_name,$2).json --page $(call beside_name,$2) $3
+bench: deps ## compare with OpenBLAS, oneDNN and MKL on this machine; BENCH=kda: NumPy
 	-@tools/deps.sh bench
 	@$(MAKE) all
 	@python=$$(bench/python.sh $(B)) && $(call beside,$$python,cpu,$(ARGS))
-bench-gpu: ## compare with cuBLASLt, torch and Triton on a GPU (shapes/gpu.csv); installs nothing
+bench-gpu: ## compare with cuBLASLt, torch and Triton on a GPU; BENCH=kda: FLA; installs nothing
 	@$(MAKE) all
 	@$(call beside,$${PYTHON:-python3},cuda,--shapes gpu --starts $(ARGS))
 layers: ## check the #include edges against the layout
@@ -207,6 +210,6 @@ install: all $(B)/installed/quern ## install below PREFIX (/usr/local); DESTDIR 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' Makefile | \
 	awk -F'|' '{ printf "  %-12s %s\n", $$1, $$2 }'
-	@echo "Variables: V=1 WERROR=1 STATIC=1 SANITIZE=... CC CFLAGS B PREFIX DESTDIR ARGS (bench)"
+	@echo "Variables: V=1 WERROR=1 STATIC=1 SANITIZE=... CC CFLAGS B PREFIX DESTDIR ARGS BENCH (bench)"
 clean: ## remove $(B)
 	rm -rf $(B)

@@ -1,5 +1,5 @@
-/* Every family's cases compiled for every CUDA target by every CUDA variant that serves them, with
- * no device: the config that an untuned call would take, for arrays aligned as well as can be and
+/* Every family's cases compiled for CUDA targets by every CUDA variant that serves them, with
+ * no device: the config that an untuned call would take, for arrays aligned as well as can be or
  * as badly as may be, must compile without a spilled register or a serialized wgmma. The same goes
  * for random products, larger than the cases, so that large tiles are chosen. Then a random sample
  * of the other candidates for as long as time is left; those may spill or be refused, which
@@ -30,29 +30,21 @@
 #define MAX_CANDIDATES 1024
 
 static const struct test_case {
-    const char *family, *words;
-    bool is_illegal;
+    const char *family, *words, *kind;
 } cases[] = {
-#define typical false
-#define odd false
-#define one false
-#define empty false
-#define huge false
-#define illegal true
-#define QUERN_CASE(kind, words, why) { CASE_FAMILY, words, kind },
+#define QUERN_CASE(kind, words, why) { CASE_FAMILY, words, #kind },
 #include "all_cases.def"
 #undef QUERN_CASE
-#undef typical
-#undef odd
-#undef one
-#undef empty
-#undef huge
-#undef illegal
 };
 enum { CASE_COUNT = sizeof(cases) / sizeof(cases[0]) };
 
 /* What arrays may be aligned to: 16 bytes each, or an element. */
 enum alignment { ALIGNED, UNALIGNED, ALIGNMENTS };
+
+static bool is_kind(const struct test_case *test, const char *kind)
+{
+    return !strcmp(test->kind, kind);
+}
 
 /* Where a case is compiled. */
 struct place {
@@ -347,6 +339,7 @@ static void setup(void)
 {
     ctx = common_context(NULL);
     suite_start_ms = qn_now_ms();
+    common_seed(); /* the same in each test's process */
 }
 
 static void teardown(void)
@@ -361,7 +354,7 @@ static void teardown(void)
 static bool is_for_cuda(const struct test_case *test)
 {
     bool is_served = false;
-    for (int t = 0; t < CUDA_TARGET_COUNT && !test->is_illegal; t++)
+    for (int t = 0; t < CUDA_TARGET_COUNT && !is_kind(test, "illegal"); t++)
         is_served |= serving(test, cuda_targets[t], ALIGNED, NULL) > 0;
     return is_served;
 }
@@ -370,7 +363,7 @@ START_TEST(a_case_that_one_target_serves_every_target_serves_in_every_alignment)
 {
     int legal = 0, served = 0;
     for (int c = 0; c < CASE_COUNT; c++) {
-        legal += !cases[c].is_illegal;
+        legal += !is_kind(&cases[c], "illegal");
         if (!is_for_cuda(&cases[c]))
             continue;
         served++;
@@ -386,12 +379,26 @@ START_TEST(a_case_that_one_target_serves_every_target_serves_in_every_alignment)
 }
 END_TEST
 
-START_TEST(every_case_compiles_for_every_target_as_an_untuned_call_would_have_it)
+/* Typical cases for every target, in alignments that take turns; the others for one target, which
+ * the seed picks. */
+static bool is_compiled(int c, int target, int alignment)
+{
+    int offset = (int)(common_seed() % CUDA_TARGET_COUNT);
+    bool is_turn = alignment == (c + target) % ALIGNMENTS;
+    if (is_kind(&cases[c], "illegal"))
+        return false;
+    return common_is_exhaustive() ||
+           (is_turn &&
+            (is_kind(&cases[c], "typical") || (c + offset) % CUDA_TARGET_COUNT == target));
+}
+
+START_TEST(a_target_compiles_cases_as_untuned_calls_would_have_them)
 {
     jobs.count = 0;
     for (int c = 0; c < CASE_COUNT; c++) {
-        for (int alignment = 0; !cases[c].is_illegal && alignment < ALIGNMENTS; alignment++)
-            serving(&cases[c], cuda_targets[_i], alignment, job_add);
+        for (int alignment = 0; alignment < ALIGNMENTS; alignment++)
+            if (is_compiled(c, _i, alignment))
+                serving(&cases[c], cuda_targets[_i], alignment, job_add);
     }
     settle(cuda_targets[_i]);
 }
@@ -462,12 +469,12 @@ START_TEST(candidates_compile_or_are_refused_for_what_they_are)
     uint64_t seed = common_seed();
     jobs.count = 0;
     for (int c = 0; common_is_exhaustive() && c < CASE_COUNT; c++) {
-        if (!cases[c].is_illegal)
+        if (!is_kind(&cases[c], "illegal"))
             add_candidates_everywhere(&cases[c], &seed);
     }
     for (int tries = 0; !common_is_exhaustive() && tries < SAMPLE_LIMIT; tries++) {
         const struct test_case *test = &cases[common_between(&seed, 0, CASE_COUNT - 1)];
-        if (!test->is_illegal)
+        if (!is_kind(test, "illegal"))
             add_candidate_somewhere(test, &seed);
     }
     settle("candidates");
@@ -482,7 +489,7 @@ static Suite *suite_make(void)
     tcase_add_unchecked_fixture(tcase, setup, teardown);
     tcase_add_test(tcase, a_case_that_one_target_serves_every_target_serves_in_every_alignment);
     tcase_add_loop_test(tcase,
-                        every_case_compiles_for_every_target_as_an_untuned_call_would_have_it, 0,
+                        a_target_compiles_cases_as_untuned_calls_would_have_them, 0,
                         CUDA_TARGET_COUNT);
     tcase_add_test(tcase,
                    random_products_compile_for_some_target_as_an_untuned_call_would_have_them);

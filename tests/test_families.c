@@ -122,26 +122,59 @@ static void arrays_init(struct common_arrays *set, const struct quern_spec *spec
         common_arrays_init(set, ctx, spec, layout->rows, drawn);
 }
 
+/* A variant and config, or the heuristic's, on arrays. */
+struct job {
+    const struct quern_spec *spec;
+    struct common_arrays *set;
+    const char *variant;
+    char config[512]; /* "": as an untuned call has it */
+    char what[1200];
+};
+
+static int job_prepare(const struct job *job, struct quern_kernel **kernel)
+{
+    struct quern_request request = QUERN_REQUEST_INIT;
+    request.spec = job->spec;
+    request.arrays = job->set->arrays;
+    request.variant = job->variant;
+    request.config = *job->config ? job->config : NULL;
+    return quern_prepare(ctx, &request, kernel);
+}
+
+/* Compiled by all cores at once; what fails then fails again when it is run. */
+static void jobs_check(const struct job *jobs, int count)
+{
+#pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < count; i++) {
+        struct quern_kernel *kernel;
+        job_prepare(&jobs[i], &kernel);
+    }
+    for (int i = 0; i < count; i++) {
+        struct quern_kernel *kernel;
+        int status = job_prepare(&jobs[i], &kernel);
+        ck_assert_msg(!status, "%s: %s", jobs[i].what, quern_errmsg(ctx));
+        check_kernel(kernel, jobs[i].spec, jobs[i].set, jobs[i].what);
+    }
+}
+
 START_TEST(a_case_matches_its_reference_twice_in_every_layout)
 {
+    static struct common_arrays sets[LAYOUT_COUNT];
+    static struct job jobs[LAYOUT_COUNT];
     const struct test_case *test = &cases[runnable.index[_i]];
-    char text[256], what[400];
+    char text[256];
     text_of(test, text, sizeof(text));
     struct quern_spec spec = common_spec(ctx, text);
     for (int i = 0; i < LAYOUT_COUNT; i++) {
-        struct common_arrays set;
-        struct quern_request request = QUERN_REQUEST_INIT;
-        struct quern_kernel *kernel;
-        snprintf(what, sizeof(what), "%s (%s), aligned to %zu, rows padded by %d%s", text,
-                 test->why, layouts[i].rows.alignment, (int)layouts[i].rows.padding,
+        jobs[i] = (struct job){ .spec = &spec, .set = &sets[i] };
+        snprintf(jobs[i].what, sizeof(jobs[i].what), "%s (%s), aligned to %zu, rows padded by %d%s",
+                 text, test->why, layouts[i].rows.alignment, (int)layouts[i].rows.padding,
                  layouts[i].is_repeated ? ", inputs repeated" : "");
-        arrays_init(&set, &spec, &layouts[i]);
-        request.spec = &spec;
-        request.arrays = set.arrays;
-        assert_ok(ctx, quern_prepare(ctx, &request, &kernel));
-        check_kernel(kernel, &spec, &set, what);
-        common_arrays_fini(&set);
+        arrays_init(&sets[i], &spec, &layouts[i]);
     }
+    jobs_check(jobs, LAYOUT_COUNT);
+    for (int i = 0; i < LAYOUT_COUNT; i++)
+        common_arrays_fini(&sets[i]);
 }
 END_TEST
 
@@ -217,29 +250,23 @@ static void candidates_of(const struct quern_variant *variant, const struct quer
     list->count = kept;
 }
 
-static void check_config(const struct test_case *test, const struct quern_spec *spec,
-                         const struct quern_variant *variant, const int32_t *config,
-                         struct common_arrays *set)
+static void job_init(struct job *job, const struct test_case *test, const struct quern_spec *spec,
+                     const struct quern_variant *variant, const int32_t *config,
+                     struct common_arrays *set)
 {
-    struct quern_request request = QUERN_REQUEST_INIT;
-    struct quern_kernel *kernel;
-    char text[512], what[1200];
+    char text[512];
     qn_config_text(variant, config, text, sizeof(text));
-    snprintf(what, sizeof(what), "%s %s, variant %s, config %s", test->family, test->words,
-             variant->name, text);
-    request.spec = spec;
-    request.arrays = set->arrays;
-    request.variant = variant->name;
-    request.config = text;
-    int status = quern_prepare(ctx, &request, &kernel);
-    ck_assert_msg(!status, "%s: %s", what, quern_errmsg(ctx));
-    check_kernel(kernel, spec, set, what);
+    *job = (struct job){ .spec = spec, .set = set, .variant = variant->name };
+    memcpy(job->config, text, sizeof(text));
+    snprintf(job->what, sizeof(job->what), "%s %s, variant %s, config %s", test->family,
+             test->words, variant->name, text);
 }
 
 static void check_variant(const struct test_case *test, const struct quern_spec *spec,
                           const struct quern_variant *variant, const struct layout *layout)
 {
     static struct candidates list;
+    static struct job jobs[MAX_CANDIDATES + 1];
     struct common_arrays set;
     struct qn_bucket bucket;
     int32_t config[QUERN_MAX_KNOBS] = { 0 };
@@ -249,13 +276,14 @@ static void check_variant(const struct test_case *test, const struct quern_spec 
                                            bucket.alignment };
     if (variant->device == QUERN_CPU && variant->supports(&problem)) {
         candidates_of(variant, &problem, &list);
-        int sampled = common_is_exhaustive() ? list.count : 2;
+        int count = 0, sampled = common_is_exhaustive() ? list.count : 2;
         for (int i = 0; i < sampled; i++) {
             int pick = common_is_exhaustive() ? i : (int)common_between(&seed, 0, list.count - 1);
-            check_config(test, spec, variant, list.configs[pick], &set);
+            job_init(&jobs[count++], test, spec, variant, list.configs[pick], &set);
         }
         if (config_random(variant, &problem, &list, config))
-            check_config(test, spec, variant, config, &set);
+            job_init(&jobs[count++], test, spec, variant, config, &set);
+        jobs_check(jobs, count);
     }
     common_arrays_fini(&set);
 }
@@ -285,39 +313,86 @@ static const char *const targets[] = {
 };
 enum { TARGET_COUNT = sizeof(targets) / sizeof(targets[0]) };
 
-/* Compiled for a target; run where this machine executes it. */
-static void check_target(const struct test_case *test, const char *name)
+/* A case in a layout, for a target: built, and run where this machine executes it. */
+struct target_job {
+    const struct test_case *test;
+    struct quern_spec spec;
+    struct qn_bucket bucket;
+    const struct layout *layout;
+    uint64_t seed; /* of its inputs */
+};
+
+static void target_job_init(struct target_job *job, const struct test_case *test)
 {
-    struct quern_target target;
+    struct common_arrays set;
+    char text[256];
+    text_of(test, text, sizeof(text));
+    job->test = test;
+    job->spec = common_spec(ctx, text);
+    job->layout = &layouts[common_between(&seed, 0, LAYOUT_COUNT - 1)];
+    job->seed = seed;
+    arrays_init(&set, &job->spec, job->layout);
+    qn_bucket_make(&job->spec, set.arrays, &job->bucket);
+    common_arrays_fini(&set);
+}
+
+static int target_job_build(const struct target_job *job, const struct quern_target *target,
+                            bool is_loaded, struct quern_kernel **kernel)
+{
+    const struct qn_build_request request = {
+        .bucket = &job->bucket, .target = target, .profile = &ctx->profile, .is_loaded = is_loaded
+    };
+    return qn_build(ctx, &request, kernel, NULL);
+}
+
+/* By all cores at once, into the context's store; what fails here fails again below. */
+static void target_jobs_compile(const struct target_job *jobs, int count,
+                                const struct quern_target *target)
+{
+#pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < count; i++) {
+        struct quern_kernel *kernel = NULL;
+        if (!target_job_build(&jobs[i], target, false, &kernel))
+            qn_kernel_destroy(ctx, kernel);
+    }
+}
+
+static void target_job_check(const struct target_job *job, const struct quern_target *target,
+                             const char *name)
+{
     struct quern_message why;
     struct common_arrays set;
-    struct qn_bucket bucket;
     struct quern_kernel *kernel;
-    char text[256], what[400];
-    text_of(test, text, sizeof(text));
-    snprintf(what, sizeof(what), "%s for %s", text, name);
-    struct quern_spec spec = common_spec(ctx, text);
-    ck_assert_int_eq(qn_target_parse(name, &target, &why), 0);
-    bool is_run = !ctx->backend->accepts(ctx->device, &target, &why);
-    arrays_init(&set, &spec, &layouts[common_between(&seed, 0, LAYOUT_COUNT - 1)]);
-    qn_bucket_make(&spec, set.arrays, &bucket);
-    const struct qn_build_request request = {
-        .bucket = &bucket, .target = &target, .profile = &ctx->profile, .is_loaded = is_run
-    };
-    int status = qn_build(ctx, &request, &kernel, NULL);
+    char what[400];
+    snprintf(what, sizeof(what), "%s %s for %s", job->test->family, job->test->words, name);
+    bool is_run = !ctx->backend->accepts(ctx->device, target, &why);
+    int status = target_job_build(job, target, is_run, &kernel);
     ck_assert_msg(!status, "%s: %s", what, quern_errmsg(ctx));
     ck_assert_str_eq(kernel->report.target, name);
-    if (is_run)
-        check_kernel(kernel, &spec, &set, what);
+    if (is_run) {
+        seed = job->seed;
+        arrays_init(&set, &job->spec, job->layout);
+        check_kernel(kernel, &job->spec, &set, what);
+        common_arrays_fini(&set);
+    }
     qn_kernel_destroy(ctx, kernel);
-    common_arrays_fini(&set);
 }
 
 START_TEST(cases_compile_for_every_cpu_target_and_match_on_those_that_run_here)
 {
+    static struct target_job jobs[CASE_COUNT];
+    struct quern_target target;
+    struct quern_message why;
     int step = common_is_exhaustive() ? 1 : 3, start = (int)common_between(&seed, 0, step - 1);
+    int count = 0;
+    ck_assert_int_eq(qn_target_parse(targets[_i], &target, &why), 0);
     for (int i = start; i < runnable.count; i += step)
-        check_target(&cases[runnable.index[i]], targets[_i]);
+        target_job_init(&jobs[count++], &cases[runnable.index[i]]);
+    uint64_t after = seed;
+    target_jobs_compile(jobs, count, &target);
+    for (int i = 0; i < count; i++)
+        target_job_check(&jobs[i], &target, targets[_i]);
+    seed = after;
 }
 END_TEST
 
@@ -431,13 +506,33 @@ static void value_random(const struct quern_param *param, char *text, size_t byt
     }
 }
 
-/* False if what was drawn is not legal. */
+/* One of the family's cases that are not refused; NULL if it has none. */
+static const struct test_case *case_random(const struct quern_family *family)
+{
+    int start = (int)common_between(&seed, 0, CASE_COUNT - 1);
+    for (int i = 0; i < CASE_COUNT; i++) {
+        const struct test_case *test = &cases[(start + i) % CASE_COUNT];
+        if (test->kind != illegal && !strcmp(test->family, family->name))
+            return test;
+    }
+    return NULL;
+}
+
+/* Every parameter drawn, or a few of a case's: what rules tie together is seldom met by chance.
+ * False if that is not legal. */
 static bool spec_random(const struct quern_family *family, struct quern_spec *spec)
 {
-    char text[64];
+    const struct test_case *from = common_between(&seed, 0, 1) ? case_random(family) : NULL;
+    char text[256];
     assert_ok(ctx, quern_spec_init(ctx, family->name, spec));
+    if (from) {
+        text_of(from, text, sizeof(text));
+        *spec = common_spec(ctx, text);
+    }
     for (int i = 0; i < family->param_count; i++) {
         const struct quern_param *param = &family->params[i];
+        if (from && common_between(&seed, 0, 7))
+            continue;
         value_random(param, text, sizeof(text));
         if (param->kind == QUERN_REAL && common_between(&seed, 0, 1))
             continue;

@@ -10,7 +10,7 @@ static const struct source {
 } sources[] = {
     { "fact_convert.cu", "sm_80" }, { "fact_convert.cu", "sm_90a" }, { "fact_warp.cu", "sm_80" },
     { "fact_warp.cu", "sm_120a" },  { "fact_warp.cu", "sm_90a" },    { "fact_tma.cu", "sm_90a" },
-    { "fact_launch.cu", "sm_90a" }, { "fact_wgmma.cu", "sm_90a" },
+    { "fact_launch.cu", "sm_90a" }, { "fact_wgmma.cu", "sm_90a" },   { "fact_compare.cu", "sm_80" },
 };
 enum { SOURCE_COUNT = sizeof(sources) / sizeof(sources[0]) };
 

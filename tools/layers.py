@@ -11,7 +11,8 @@
     cache                  -> cache
     include                -> include
 
-jit, cache and include name no family: a generated <quern/FAMILY.h> is not for them. Which outside
+jit, cache and include name no family: a generated <quern/FAMILY.h> is not for them, but for a header
+that is named like a folder of templates/ and stands for all of its families. Which outside
 headers a folder may use stands in OUTSIDE. Prints file:line for each edge that is not allowed and
 exits 1 if there is one.
 """
@@ -108,6 +109,8 @@ def allows_inside(includer, target):
             return under(target, "templates/common", "tests/gpu")
         return under(target, "include", "generated", "jit", "cache", "tools", "tests") or (
             target.endswith("_cases.def"))
+    if folder == "include" and os.path.isdir("templates/" + os.path.basename(includer)[:-2]):
+        return under(target, "include", "generated")
     if folder in ("cache", "include"):
         return under(target, folder)
     return under(target, "include", "generated", folder)

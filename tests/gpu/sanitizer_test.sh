@@ -31,10 +31,31 @@ clean_both copy_cuda copy n=12345 dtype=f32 inplace=1 alpha=-1.25
 clean_both gemm_ffma gemm m=67 n=131 k=257
 clean_both gemm_sm80 gemm m=67 n=131 k=257 a=bf16 b=bf16 d=bf16 bias=bf16
 clean_both gemm_sm80 gemm m=256 n=384 k=512 math=tf32
+# The pool in place; sequences of no, one and several chunks; records loaded ahead, or not.
+prefill="kda_prefill t=300 n=6 h=1 hv=2 k=64 v=64 varlen=1 pool=1 capacity=9 l2norm=1"
+for config in chunk=64,wgmma=0,bv=16,split=4,stages=2,segment=0 \
+    chunk=32,wgmma=0,bv=64,split=1,stages=1,segment=2; do
+    clean_both kda_prefill_sm80 $prefill gate=softplus dt_bias=1 --config "$config"
+done
+clean_both kda_prefill_sm80 $prefill layout=vk state=bf16 gate=bounded lower_bound=-5
+clean_both kda_prefill_sm80 kda_prefill t=130 h=1 hv=1 initial=1 decay=scalar dtype=f16
+clean_both kda_decode_cuda kda_decode n=7 h=1 hv=2 k=64 v=64 pool=1 capacity=9 gate=softplus
+clean_both kda_decode_cuda kda_decode n=5 steps=4 h=1 hv=1 k=64 v=64 layout=vk initial=1 \
+    save=states tree=1
+clean_both causal_conv1d_cuda causal_conv1d t=300 n=6 d=72 varlen=1 pool=1 capacity=9
+clean_both causal_conv1d_update_cuda causal_conv1d_update n=7 d=72 steps=3 capacity=9
+clean_both kda_gate_cumsum_cuda kda_gate_cumsum t=300 n=6 hv=2 k=64 varlen=1 gate=softplus
+step="kda_step h=1 hv=2 k=64 v=64 capacity=9 gate=softplus"
+clean_both kda_step_cuda $step n=7
+clean_both kda_step_cuda $step n=1 layout=vk
 if ! grep -q sm_90a <<< "$doctor"; then
-    skip "no sm_90a here: gemm_sm90"
+    skip "no sm_90a here: gemm_sm90, kda_prefill by wgmma"
     finish
 fi
+for config in chunk=64,wgmma=1,bv=64,split=1,stages=2,segment=0 \
+    chunk=32,wgmma=1,bv=64,split=1,stages=3,segment=2; do
+    clean_both kda_prefill_sm80 $prefill gate=softplus dt_bias=1 --config "$config"
+done
 clean_both gemm_sm90 gemm m=300 n=520 k=200 a=bf16 b=bf16 d=bf16 accumulate=1 bias=f32
 clean_both gemm_sm90 gemm m=16 n=768 k=1024 a=bf16 b=bf16 d=f32
 for config in \

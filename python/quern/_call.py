@@ -65,27 +65,28 @@ def stream_of(plan: Plan, context: Context, stream: Optional[int]) -> Optional[i
     return stream
 
 
-def make_output(plan: Plan, readings: Readings) -> Any:
-    """A new output; its memory is put into the readings."""
-    assert plan.make is not None
-    made = plan.make()
+def make_outputs(plan: Plan, values: Sequence[Any], readings: Readings) -> list[Any]:
+    """The values with new outputs among them; their memory is put into the readings."""
+    completed = list(values)
     owners, data, kinds = readings
-    ((owners[plan.output],), (data[plan.output],), (kinds[plan.output],)) = read_all(
-        (plan.function.output,), (made,))
-    return made
+    for place, make in plan.makers:
+        made = completed[place] = make()
+        ((owners[place],), (data[place],), (kinds[place],)) = read_all(
+            (plan.function.arrays[place],), (made,))
+    return completed
 
 
 def run(function: Function, values: tuple[Any, ...], options: tuple[Any, ...],
         context: Optional[Context], stream: Any) -> Any:
     """One call of a family. `values` and `options` are in the order of the Function's.
 
-    Returns the output. Error: any argument; the library's own refusals with its text.
+    Returns the output, or a tuple of outputs. Error: any argument; the library's own refusals with its text.
     """
     given = None if stream is None else raw_stream(stream)
     readings = owners, data, kinds = read_all(function.arrays, values, given)
     ctx = context_for(function, kinds, context)
     plan = _plan.find(ctx, function, kinds, options)
-    result = values[plan.output] if plan.make is None else make_output(plan, readings)
+    result = plan.result(make_outputs(plan, values, readings) if plan.makers else values)
     raw = stream_of(plan, ctx, given)
     block = plan.block(data)
     if ctx._tune_s is not None:
@@ -143,7 +144,7 @@ def function_of(family: str, arrays: tuple[Any, ...], arguments: dict[str, Any],
 
 def key_value(value: Any) -> Any:
     """An option as part of a key: 0.0 and -0.0 are equal, their texts are not."""
-    return repr(value) if isinstance(value, float) else value
+    return float.__repr__(value) if isinstance(value, float) else value
 
 
 def default_for(values: Sequence[Any]) -> Context:
@@ -161,7 +162,7 @@ def bind(function: Function, arrays: tuple[Any, ...], arguments: dict[str, Any]
     """Arguments in the order of the Function's arrays and options. Error: one is unknown."""
     given = dict(arguments)
     if len(arrays) > len(function.positional):
-        raise Error(f"{function.family}() takes at most {len(function.positional)} arrays "
+        raise Error(f"{function.name}() takes at most {len(function.positional)} arrays "
                     f"({', '.join(function.positional)}), {len(arrays)} were given")
     for name, value in zip(function.positional, arrays):
         if name in given:
@@ -170,7 +171,7 @@ def bind(function: Function, arrays: tuple[Any, ...], arguments: dict[str, Any]
     known = (*function.positional, *function.options)
     for name in given:
         if name not in known:
-            raise Error(f"{function.family}() has no argument {name!r}: it has "
+            raise Error(f"{function.name}() has no argument {name!r}: it has "
                         f"{', '.join(known)}")
     return (tuple(given.get(name) for name in function.arrays),
             tuple(key_value(given.get(name, default))
@@ -196,8 +197,8 @@ def generic(family: _family.Family, arrays: tuple[Any, ...], arguments: dict[str
     def infer(named: dict[str, Optional[Array]], given: dict[str, Any]) -> Inferred:
         return Inferred({**_from_arrays(family, named), **given})
 
-    return Function(family.name, slots, slots, output, options, infer, (family.name, *options),
-                    slots)
+    return Function(family.name, slots, slots, (output,), options, infer,
+                    (family.name, *options), slots, family.name)
 
 
 def _from_arrays(family: _family.Family, named: dict[str, Optional[Array]]) -> dict[str, Any]:

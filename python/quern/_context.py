@@ -360,6 +360,52 @@ class Context:
         from ._families.copy import copy
         return copy(x, out, context=self, **options)
 
+    def kda_prefill(self, q: Any, k: Any, v: Any, g: Any, beta: Any, **options: Any) -> Any:
+        """quern.kda_prefill() in this context."""
+        from ._families.kda import kda_prefill
+        return kda_prefill(q, k, v, g, beta, context=self, **options)
+
+    def gdn_prefill(self, q: Any, k: Any, v: Any, g: Any, beta: Any, **options: Any) -> Any:
+        """quern.gdn_prefill() in this context."""
+        from ._families.kda import gdn_prefill
+        return gdn_prefill(q, k, v, g, beta, context=self, **options)
+
+    def kda_decode(self, q: Any, k: Any, v: Any, g: Any, beta: Any, **options: Any) -> Any:
+        """quern.kda_decode() in this context."""
+        from ._families.kda import kda_decode
+        return kda_decode(q, k, v, g, beta, context=self, **options)
+
+    def gdn_decode(self, q: Any, k: Any, v: Any, g: Any, beta: Any, **options: Any) -> Any:
+        """quern.gdn_decode() in this context."""
+        from ._families.kda import gdn_decode
+        return gdn_decode(q, k, v, g, beta, context=self, **options)
+
+    def causal_conv1d(self, x: Any, weight: Any, bias: Any = None, **options: Any) -> Any:
+        """quern.causal_conv1d() in this context."""
+        from ._families.kda_conv import causal_conv1d
+        return causal_conv1d(x, weight, bias, context=self, **options)
+
+    def causal_conv1d_update(self, x: Any, states: Any, weight: Any, bias: Any = None,
+                             **options: Any) -> Any:
+        """quern.causal_conv1d_update() in this context."""
+        from ._families.kda_conv import causal_conv1d_update
+        return causal_conv1d_update(x, states, weight, bias, context=self, **options)
+
+    def l2norm(self, x: Any, eps: float = 1e-6, **options: Any) -> Any:
+        """quern.l2norm() in this context."""
+        from ._families.kda_norm import l2norm
+        return l2norm(x, eps, context=self, **options)
+
+    def gated_rmsnorm(self, x: Any, z: Any, weight: Any, **options: Any) -> Any:
+        """quern.gated_rmsnorm() in this context."""
+        from ._families.kda_norm import gated_rmsnorm
+        return gated_rmsnorm(x, z, weight, context=self, **options)
+
+    def kda_gate_cumsum(self, g: Any, A_log: Any = None, **options: Any) -> Any:
+        """quern.kda_gate_cumsum() in this context."""
+        from ._families.kda_norm import kda_gate_cumsum
+        return kda_gate_cumsum(g, A_log, context=self, **options)
+
     def prepare(self, family: str, *arrays: Any, **arguments: Any) -> Prepared:
         """quern.prepare() in this context."""
         from ._prepared import prepare

@@ -60,10 +60,6 @@ class Family:
                     tuple(dim if dim in sizes else None for dim in dims),
                     "OUT" in _text(info.role))
 
-    def slot_of_dtype(self, param: str) -> Optional[int]:
-        """The index of the first array whose dtype is the parameter."""
-        return next((i for i, slot in enumerate(self.slots) if slot.dtype == param), None)
-
 
 def _text(value: Optional[bytes]) -> str:
     return value.decode() if value else ""

@@ -12,6 +12,7 @@ overlaps, whether a GPU can reach them) the library checks in every call.
 from __future__ import annotations
 
 import ctypes
+import math
 import struct
 from dataclasses import dataclass
 from functools import partial
@@ -34,9 +35,11 @@ class Inferred(NamedTuple):
     """What the arguments of a call mean."""
 
     params: dict[str, Any]  # of the spec; those left out have their defaults
-    views: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {}  # argument: shape, strides
+    views: dict[str, Array] = {}  # arguments that the family takes in another form
     output_rank: int = _structs.MAX_RANK  # of an output to be made: leading extents of 1 go
     asked: dict[str, str] = {}  # parameter: the option that alone says it, where one does
+    made: dict[str, tuple[tuple[int, ...], str]] = {}  # shapes and dtypes of outputs to be made;
+    #                               of those not named here they are the family's
 
 
 class Function(NamedTuple):
@@ -45,11 +48,14 @@ class Function(NamedTuple):
     family: str
     arrays: tuple[str, ...]  # arguments that are arrays, in the .def's order
     fields: tuple[str, ...]  # the same, as the .def names them
-    output: str  # the argument that is made when it is not given, and returned
+    outputs: tuple[str, ...]  # those made when they are not given, and returned: of one the
+    #                           array, of several a tuple, None for each that has no part
     options: dict[str, Any]  # the other arguments, with their defaults
     infer: Callable[[dict[str, Optional[Array]], dict[str, Any]], Inferred]
     key: Any  # what plans are remembered under: hashable
     positional: tuple[str, ...]  # the arrays in the order in which they go without names
+    name: str  # of the function; the family's unless it serves a part of that
+    fixed: dict[str, Any] = {}  # the parameters that make it that part
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,8 +68,8 @@ class Plan:
     spec_ref: Any  # byref(spec)
     pack: Callable[..., bytes]  # struct quern_array[] of `parts`
     parts: list[Any]  # of each array the address, here 0, and the rest of the struct
-    output: int  # the argument that is returned
-    make: Optional[Callable[[], Any]]  # of the output, if it is not given
+    returns: tuple[int, ...]  # the arguments that are returned
+    makers: tuple[tuple[int, Callable[[], Any]], ...]  # of outputs that are not given
     current_stream: Optional[Callable[[], int]]  # torch's, of a GPU's tensors
     is_written: list[bool]  # of each array
     noted: tuple[int, ...]  # written ones that note_write() is called with: torch's
@@ -75,6 +81,13 @@ class Plan:
         parts = self.parts.copy()
         parts[::2] = data
         return self.pack(*parts)
+
+    def result(self, values: Sequence[Any]) -> Any:
+        """What a call with these arguments returns."""
+        returns = self.returns
+        if len(returns) == 1:
+            return values[returns[0]]
+        return tuple([values[place] for place in returns])
 
     def note_writes(self, owners: list[Any]) -> None:
         """Tells torch's autograd which tensors have changed."""
@@ -113,15 +126,15 @@ def _make(context: Context, function: Function, kinds: list[Optional[Kind]],
     family = _family.find(context, function.family)
     inferred = function.infer(named, dict(zip(function.options, options)))
     names = dict(zip(function.fields, function.arrays))
-    spec = _spec(context, family, inferred, names)
+    spec = _spec(context, family, inferred, named, names)
     shapes = _family.spec_shapes(context, family, spec)
     assert function.fields == tuple(slot.name for slot in family.slots)
-    block, make, noted = family.arrays_type(), None, []
+    block, makers, noted = family.arrays_type(), [], []
     is_written = [shape.role in (_structs.OUT, _structs.INOUT) for shape in shapes]
     for i, (name, shape) in enumerate(zip(function.arrays, shapes)):
-        array = _viewed(named[name], inferred.views.get(name))
-        if array is None and name == function.output and shape.role == _structs.OUT:
-            make = _maker(name, arrays, shape, inferred.output_rank)
+        array = inferred.views.get(name, named[name])
+        if array is None and name in function.outputs and shape.role == _structs.OUT:
+            makers.append((i, _maker(name, arrays, shape, inferred)))
             continue
         check_array(name, array, shape)
         if array is None:
@@ -131,20 +144,23 @@ def _make(context: Context, function: Function, kinds: list[Optional[Kind]],
             block[i].strides[: len(array.shape)] = array.strides
         if is_written[i] and array.source == "torch":
             noted.append(i)
-    output = function.arrays.index(function.output)
+    returns = tuple(map(function.arrays.index, function.outputs))
     renamed = {field: name for field, name in names.items() if field != name}
     pack = struct.Struct(_structs.ARRAY_FORMAT * len(arrays)).pack
-    return Plan(function, family, spec, ctypes.byref(spec), pack, _parts(block), output, make,
-                _current_stream(kinds), is_written, tuple(noted),
+    return Plan(function, family, spec, ctypes.byref(spec), pack, _parts(block), returns,
+                tuple(makers), _current_stream(kinds), is_written, tuple(noted),
                 _note_write() if noted else None, renamed)
 
 
-def _maker(name: str, arrays: Sequence[Optional[Array]], shape: _structs.Shape, rank: int
-           ) -> Callable[[], Any]:
+def _maker(name: str, arrays: Sequence[Optional[Array]], shape: _structs.Shape,
+           inferred: Inferred) -> Callable[[], Any]:
     """What makes the output `name`."""
     like = next(array for array in arrays if array is not None)
+    dims, dtype = tuple(shape.dims[: shape.rank]), _structs.DTYPES[shape.dtype]
+    extents, word = inferred.made.get(name, (dims[-inferred.output_rank:], dtype))
+    assert (math.prod(extents), word) == (math.prod(dims), dtype)
     try:
-        return maker(like, tuple(shape.dims[: shape.rank])[-rank:], _structs.DTYPES[shape.dtype])
+        return maker(like, extents, dtype)
     except Error as error:
         raise Error(f"{name}: {error}") from None
 
@@ -178,11 +194,6 @@ def _note_write() -> Callable[[Any], None]:
     return _torch.note_write
 
 
-def _viewed(array: Optional[Array], view: Optional[tuple[Any, Any]]) -> Optional[Array]:
-    return array if array is None or view is None else array._replace(shape=view[0],
-                                                                      strides=view[1])
-
-
 def check_devices(named: dict[str, Optional[Array]], context: Context) -> None:
     """All arrays on the context's device."""
     first = next((name for name, array in named.items() if array is not None), "")
@@ -196,18 +207,17 @@ def check_devices(named: dict[str, Optional[Array]], context: Context) -> None:
 
 
 def _spec(context: Context, family: _family.Family, inferred: Inferred,
-          names: dict[str, str]) -> _structs.Spec:
+          named: dict[str, Optional[Array]], names: dict[str, str]) -> _structs.Spec:
     """A dtype that comes from an array is refused under the array's name."""
     for name, value in inferred.params.items():
         param = family.params.get(name)
-        slot = family.slot_of_dtype(name)
-        if param and param.kind == _structs.DTYPE and slot is not None and \
-                value not in param.domain:
-            field = family.slots[slot].name
+        sources = [names.get(slot.name, slot.name) for slot in family.slots if slot.dtype == name]
+        if param and param.kind == _structs.DTYPE and sources and value not in param.domain:
             allowed = " ".join(word for word in param.domain if word != "none")
             if name in inferred.asked:
                 raise Error(f"{inferred.asked[name]}={value}: must be one of: {allowed}")
-            raise invalid(names.get(field, field),
+            source = next((source for source in sources if named.get(source)), sources[0])
+            raise invalid(source,
                           f"dtype {value}: must be one of: {allowed}{_WAYS.get(value, '')}")
     return _family.make_spec(context, family, inferred.params)
 

@@ -40,8 +40,8 @@ def request_of(spec: _structs.Spec, block: Any, variant: Optional[str], config: 
 class Prepared:
     """One call, ready: a kernel and the arrays that it was prepared for. Made by prepare().
 
-    p()                 runs it again on the very same arrays and returns the output; on a GPU on
-                        torch's current stream
+    p()                 runs it again on the very same arrays and returns what the function does;
+                        on a GPU on torch's current stream
     p(a=a2, out=out2)   on these instead; shape, strides, dtype, device and library must be those
                         prepared
     p(stream=s)         on that stream
@@ -60,7 +60,7 @@ class Prepared:
                                    (-1: not reported), shared_bytes
     first_call_ms                  the preparation: key, look-up, compile, load
     workspace_bytes                what a call needs besides the arrays, at most
-    out                            the output array
+    out                            what p() returns: the output, or a tuple of outputs
     """
 
     def __init__(self, ctx: Context, plan: Plan, readings: Readings, out: Any,
@@ -175,7 +175,9 @@ class Prepared:
         finally:
             calls.discard(entry)
         self._plan.note_writes(owners)
-        return replaced.get(self._plan.function.output, self.out)
+        if len(self._plan.returns) == 1:
+            return replaced.get(self._plan.function.outputs[0], self.out)
+        return tuple(map(replaced.get, self._plan.function.outputs, self.out))
 
     def _refuse_names(self, arrays: tuple[Any, ...], names: Iterable[str]) -> Error:
         known = ", ".join(self._places)
@@ -183,7 +185,7 @@ class Prepared:
             return Error(f"arrays are replaced by their names: p({next(iter(self._places))}=...); "
                          f"it was prepared with {known}")
         name = next(name for name in names if name not in self._places)
-        return Error(f"{self._plan.function.family} was not prepared with an array {name!r}: it "
+        return Error(f"{self._plan.function.name} was not prepared with an array {name!r}: it "
                      f"was with {known}")
 
     def _call_for(self, stream: Optional[int], raw: Optional[int]) -> tuple[Any, Any]:
@@ -243,11 +245,10 @@ def bind_call(family: str, arrays: tuple[Any, ...], arguments: dict[str, Any],
     readings = read_all(function.arrays, values)
     context = _call.context_for(function, readings[2], context)
     plan = _plan.find(context, function, readings[2], options)
-    out = values[plan.output]
-    if plan.make is not None:  # from here on the output is given
-        out = _call.make_output(plan, readings)
+    if plan.makers:  # from here on the outputs are given
+        values = tuple(_call.make_outputs(plan, values, readings))
         plan = _plan.find(context, function, readings[2], options)
-    return context, plan, readings, out
+    return context, plan, readings, plan.result(values)
 
 
 def prepare(family: str, *arrays: Any, variant: Optional[str] = None,

@@ -81,6 +81,7 @@ def tune(family: str, *arrays: Any, budget: Optional[float] = None,
     that is spent would. Error: an argument; SEALED; MISS where progress stopped the waiting for
     another process.
     """
+    from ._families import DESCRIPTIONS
     options = _options(budget, max_configs, force)
     require_callable("progress", progress, "progress(TuneProgress)")
     require_context(context)
@@ -95,8 +96,11 @@ def tune(family: str, *arrays: Any, budget: Optional[float] = None,
         context = _context.default(_device(device_word(device)))
     elif device is not None:
         raise Error(f"device={device}: must not be given with a context, which has one")
-    table = _family.find(context, family)
-    request = request_of(_family.make_spec(context, table, arguments), None, variant, None)
+    require_text("family", family)
+    function = DESCRIPTIONS.get(family)
+    table = _family.find(context, function.family if function else family)
+    params = {**arguments, **(function.fixed if function else {})}
+    request = request_of(_family.make_spec(context, table, params), None, variant, None)
     return _tune(context, request, options, progress, {}, ())
 
 

@@ -7,6 +7,7 @@
 torch.compile cannot look into a foreign call, so there quern.gemm() and quern.copy() turn into one
 operator each, without a graph break; torch.export sees the same operators. `import quern` imports
 this module when torch was imported before, else the first traced call does. PyTorch 2.4 or newer.
+The operators of templates/kda are in _kda_ops.py.
 
 An operator that writes to an argument (`_out`) returns nothing, as torch.library wants it of what
 is functionalized. Operators are defined with Library.define() and .impl(): about 1 us a call, where
@@ -24,7 +25,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 import torch
 
-from . import _torch
+from . import _kda_ops, _torch
 from ._call import key_value, run
 from ._errors import Error
 from ._families.copy import COPY
@@ -322,3 +323,5 @@ def _register() -> None:
 
 
 _register()
+_kda_ops.register(_LIBRARY, _TAGS)
+traced = _kda_ops.traced

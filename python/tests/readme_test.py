@@ -49,7 +49,10 @@ class DocstringTest(Case):
 
     def test_every_argument_of_a_family_is_in_its_docstring(self):
         for function in (quern.gemm, quern.gemm_pack, quern.copy, quern.prepare, quern.tune,
-                         quern.call, quern.Context):
+                         quern.call, quern.Context, quern.kda_prefill, quern.kda_decode,
+                         quern.gdn_prefill, quern.gdn_decode, quern.causal_conv1d,
+                         quern.causal_conv1d_update, quern.l2norm, quern.gated_rmsnorm,
+                         quern.kda_gate_cumsum):
             text = inspect.getdoc(function) or ""
             for name in inspect.signature(function).parameters:
                 self.assertRegex(text, rf"\b{name}\b", f"{function.__name__}: {name}")

@@ -25,8 +25,8 @@ def _infer(arrays: dict[str, Optional[Array]], options: dict[str, Any]) -> Infer
     return Inferred(params)
 
 
-COPY = Function("copy", ("x", "out"), ("x", "out"), "out", {"alpha": None, "inplace": False},
-                _infer, "copy", ("x", "out"))
+COPY = Function("copy", ("x", "out"), ("x", "out"), ("out",), {"alpha": None, "inplace": False},
+                _infer, "copy", ("x", "out"), "copy")
 
 
 def copy(x: Any, out: Any = None, *, alpha: Optional[float] = None, inplace: bool = False,

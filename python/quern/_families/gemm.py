@@ -89,7 +89,7 @@ def _infer_gemm(arrays: dict[str, Optional[Array]], options: dict[str, Any]) -> 
     if options["accumulate"] and out is None:
         raise invalid("out", "must be given with accumulate=True")
     packed = options["packed"]
-    view = (b.shape, b.strides)
+    view: list[Any] = [b.shape, b.strides]
     if packed:
         n = _columns_of_packed(arrays, options["n"])
     else:
@@ -98,15 +98,15 @@ def _infer_gemm(arrays: dict[str, Optional[Array]], options: dict[str, Any]) -> 
         n = b.shape[-1] if layout == "nn" else b.shape[-2]
         if options["n"] not in (None, n):
             raise Error(f"n={options['n']}: must be {n}, as b is {b.shape}")
-        layout, *turned = _turned(b, layout)
-        view = (turned[0], turned[1])
+        layout, *view = _turned(b, layout)
     batch = a.shape[0] if len(a.shape) == 3 else 1
     params = {"m": a.shape[-2], "n": n, "k": a.shape[-1], "batch": batch, "a": a.dtype,
               "b": b.dtype, "d": _output_dtype(a, out, options["out_dtype"]),
               "bias": bias.dtype if bias is not None else "none", "layout": layout,
               "accumulate": options["accumulate"], "math": options["math"], "packed": packed}
     asked = {"d": "out_dtype"} if out is None and options["out_dtype"] is not None else {}
-    return Inferred(params, {"b": _batched(*view, a)}, len(a.shape), asked)
+    shape, strides = _batched(view[0], view[1], a)
+    return Inferred(params, {"b": b._replace(shape=shape, strides=strides)}, len(a.shape), asked)
 
 
 def _output_dtype(a: Array, out: Optional[Array], asked: Any) -> str:
@@ -119,9 +119,9 @@ def _output_dtype(a: Array, out: Optional[Array], asked: Any) -> str:
     return out.dtype
 
 
-GEMM = Function("gemm", ("a", "b", "bias", "out"), ("a", "b", "bias", "d"), "out",
+GEMM = Function("gemm", ("a", "b", "bias", "out"), ("a", "b", "bias", "d"), ("out",),
                 {"accumulate": False, "layout": "nt", "math": "f32", "out_dtype": None,
-                 "packed": 0, "n": None}, _infer_gemm, "gemm", ("a", "b", "out", "bias"))
+                 "packed": 0, "n": None}, _infer_gemm, "gemm", ("a", "b", "out", "bias"), "gemm")
 
 
 def gemm(a: Any, b: Any, out: Any = None, *, bias: Any = None, accumulate: bool = False,
@@ -166,11 +166,13 @@ def _infer_pack(arrays: dict[str, Optional[Array]], options: dict[str, Any]) -> 
     n, k = shape[-2:] if layout != "nn" else shape[:-3:-1]
     batch = shape[0] if len(shape) == 3 else 1
     return Inferred({"n": n, "k": k, "batch": batch, "b": b.dtype, "layout": layout,
-                     "panel": options["width"]}, {"b": (shape, strides)}, len(shape))
+                     "panel": options["width"]},
+                    {"b": b._replace(shape=shape, strides=strides)}, len(shape))
 
 
-GEMM_PACK = Function("gemm_pack", ("b", "out"), ("b", "packed"), "out",
-                     {"width": 32, "layout": "nt"}, _infer_pack, "gemm_pack", ("b", "out"))
+GEMM_PACK = Function("gemm_pack", ("b", "out"), ("b", "packed"), ("out",),
+                     {"width": 32, "layout": "nt"}, _infer_pack, "gemm_pack", ("b", "out"),
+                     "gemm_pack")
 
 
 def gemm_pack(b: Any, out: Any = None, *, width: int = 32, layout: str = "nt",

@@ -7,7 +7,7 @@
 
 bench/README.md says how it measures and what the columns are. Exit status: 2 for an option that
 cannot be (one line says what is allowed), 1 where the device or the library is missing or ours was
-left out of a shape, else 0.
+left out of a shape, 130 where Ctrl-C ended it (what was measured is printed), else 0.
 """
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from harness.contest import Limits, Say, Unavailable  # noqa: E402
 from harness.shapes import BadOption  # noqa: E402
 from peers import FAMILIES  # noqa: E402
 
+STOPPED = 130  # as a shell says it of Ctrl-C
 DEFAULTS = {"cpu": {"tune": 4.0, "rounds": 60, "seconds": 4.0},
             "cuda": {"tune": 5.0, "rounds": 31, "seconds": 3.0}}
 
@@ -319,14 +320,19 @@ def run_all(options: argparse.Namespace) -> int:
         raise Absent(f"quern: {failure}") from failure
     for line in [*report.head(run), ""]:
         say(line)
-    measure(options, chosen, opened, run, say)
-    if options.starts:
-        from harness import starts
+    try:
+        measure(options, chosen, opened, run, say)
+        if options.starts:
+            from harness import starts
 
-        run["starts"] = starts.measure(options.device, options.threads, say, options.tune)
+            run["starts"] = starts.measure(adapter, options.device, options.threads, say,
+                                           options.tune)
+    except KeyboardInterrupt:
+        say("stopped: this is what was measured until then")
+        tell(options, run, say)
+        return STOPPED
     tell(options, run, say)
-    is_ours_out = any(line.startswith("quern") for row in run["rows"] for line in row["left_out"])
-    return 0 if run["rows"] and not is_ours_out else 1
+    return 0 if run["rows"] and not any(row["is_ours_lost"] for row in run["rows"]) else 1
 
 
 def main(arguments: list[str]) -> int:

@@ -1,14 +1,15 @@
-"""What one warm call of gemm costs on the host: a child of starts.py, in a process of its own.
+"""What one warm call of a family costs on the host: a child of starts.py, in a process of its own.
 
-    call_child.py JOB        JOB: {"device": "cpu" | "cuda:0", "library": build/bench/call_cost.so}
+    call_child.py JOB        JOB: {"device": "cpu" | "cuda:0", "library": build/bench/call_cost.so,
+                                   "family": NAME, whose adapter is peers/NAME.py}
 
-    round 1   C launch, Prepared(), Prepared(a=..), gemm(), ..., Triton     100 calls each
-              Triton, ..., gemm(), Prepared(a=..), Prepared(), C launch     and back
+    round 1   C launch, Prepared(), C run, gemm(), ..., Triton     100 calls each
+              Triton, ..., gemm(), C run, Prepared(), C launch     and back
     round 2   ...
 
 A way of calling has one figure a round, the lesser of its two batches (others may have had the
 processor during one); what is reported is the median over the rounds and the MAD, in nanoseconds a
-call. The overhead of Prepared() is taken within a round, too. The product is tiny: on the CPU, on
+call. The overhead of Prepared() is taken within a round, too. The call is tiny: on the CPU, on
 one thread, its time is in every figure of quern's; on a GPU the figure is the host's time only:
 each batch is enqueued behind a kernel that spins, so that the stream is busy, and the driver's
 queue takes the batch whole. bench/call_cost.c makes the calls from C, on the same context, kernel
@@ -22,28 +23,24 @@ from __future__ import annotations
 import ctypes
 import functools
 import gc
+import importlib
 import itertools
 import json
 import math
 import sys
 import time
-from typing import Any, Callable, Iterator, NamedTuple
+from typing import TYPE_CHECKING, Any, Callable, NamedTuple
 
 from harness.figures import mad, median
-from harness.start_child import inputs_of
+from harness.start_child import case_of
+
+if TYPE_CHECKING:
+    from harness.contest import Case
 
 CALLS = 100  # a batch: the driver's queue holds 1024
 ROUNDS = 51
 DISPATCHES = 4096
 SPIN_CYCLES = 6_000_000  # about 3 ms: longer than the slowest batch takes to enqueue
-
-TINY = {"cpu": (4, 16, 16, "f32"), "cuda": (16, 64, 64, "bf16")}
-DISPATCHED = {"cpu": (128, 256, 256, "f32"), "cuda": (128, 256, 256, "bf16")}
-ROWS = {
-    "dispatch, m the same": (64,),
-    "dispatch, m within a bucket": (64, 33, 40, 51, 64, 60, 47, 39),
-    "dispatch, m across 8 buckets": (1, 2, 3, 8, 9, 17, 64, 128),
-}
 
 
 class Way(NamedTuple):
@@ -131,13 +128,26 @@ def python_way(name: str, side: str, function: Callable[..., Any], *args: Any, *
 
 
 class Bench:
-    """The tiny product on one device: arrays, a second set of them, and the ways to compute it."""
+    """A family's tiny call on one device, and the ways to make it.
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    What is called is said by the module `calls` of the family's adapter (peers/gemm_calls.py):
+
+        TINY, DISPATCHED   lines of a shape file, by the kind of device
+        PARAM, ROWS        the parameter that dispatches change, and through which values, by row
+        ways(bench)        further ways of calling, quern's and peers'; a peer that is not there
+                           goes into bench.skipped
+    """
+
+    def __init__(self, device: str, family: str) -> None:
+        self.device, self.family = device, family
         self.kind = device.partition(":")[0]
         self.skipped: dict[str, str] = {}
         self.torch = self.import_torch()
+        import quern  # after torch, which it then knows
+
+        self.adapter = importlib.import_module(f"peers.{family}")
+        self.calls = importlib.import_module(f"peers.{self.adapter.CALLS}")
+        self.context = quern.Context(device=device)
 
     def import_torch(self) -> Any:
         """torch; None on the CPU where there is none."""
@@ -153,10 +163,13 @@ class Bench:
         torch.set_num_threads(1)
         return torch
 
-    def arrays(self, m: int, n: int, k: int, dtype: str) -> list[Any]:
-        """a, b, d: NumPy arrays on the CPU, torch tensors on a GPU."""
-        job = {"device": self.device, "m": m, "n": n, "k": k, "dtype": dtype}
-        return list(inputs_of(job).arrays)
+    def case(self, shapes: dict[str, Any]) -> Case:
+        """Arrays of their own for the shape of this kind of device."""
+        return case_of({"device": self.device, "family": self.family, "shape": shapes[self.kind]})
+
+    def prepared(self, case: Case) -> Any:
+        """quern's call of it, prepared."""
+        return self.adapter.call_of(case, self.context, 0).prepare()
 
     def occupy(self) -> None:
         """Wait for the device, then give it something that lasts longer than a batch."""
@@ -172,64 +185,17 @@ class Bench:
                 prepared.workspace_bytes, dtype=self.torch.uint8, device=self.device)
             workspace = self.workspace.data_ptr()
         elif prepared.workspace_bytes:
-            raise RuntimeError("the tiny product was to need no workspace on the CPU")
+            raise RuntimeError("the tiny call was to need no workspace on the CPU")
         return FromC(library, prepared, stream, workspace)
 
-    def quern_ways(self, library: str) -> Iterator[Way]:
-        import quern
-
-        a, b, d = self.arrays(*TINY[self.kind])
-        a2, _, d2 = self.arrays(*TINY[self.kind])
-        prepared = quern.prepare("gemm", a, b, out=d)
-        c = self.from_c(library, prepared)
-        yield Way("quern_launch() from C", "quern", functools.partial(c.timed, "launch"))
-        yield python_way("Prepared() from Python", "quern", prepared)
-        yield python_way("Prepared(a=.., out=..)", "quern", prepared, a=a2, out=d2)
-        yield Way("quern_run() from C", "quern", functools.partial(c.timed, "run"))
-        yield python_way("quern.gemm(a, b, out=d)", "quern", quern.gemm, a, b, out=d)
-
-    def torch_ways(self) -> Iterator[Way]:
-        """After quern_ways(): `import quern`, with torch there, defines the operators."""
-        a, b, d = self.arrays(*TINY[self.kind])
-        if self.kind == "cpu":
-            a, b, d = (self.torch.from_numpy(x) for x in (a, b, d))
-        operators = self.torch.ops.quern
-        yield python_way("torch.ops.quern.gemm(a, b)", "quern", operators.gemm, a, b)
-        yield python_way("torch.ops.quern.gemm_out(a, b, d)", "quern", operators.gemm_out, a, b, d)
-        yield python_way("torch.matmul(a, bt, out=d)", "torch", self.torch.matmul, a, b.mT, out=d)
-
-    def triton_ways(self) -> Iterator[Way]:
-        """The benchmark's autotuned GEMM, by its function."""
-        from peers import triton_gemm
-
-        a, b, d = self.arrays(*TINY[self.kind])
-        yield python_way("Triton, autotuned gemm(a, b, d)", "triton", triton_gemm.gemm, a, b, d)
-        yield self.triton_launch(a, b, d)
-
-    def triton_launch(self, a: Any, b: Any, d: Any) -> Way:
-        """The kernel that it launches, kernel[grid](...), in one tile, with nothing around it."""
-        from peers.triton_kernels import product
-
-        (m, k), n = a.shape, b.shape[0]
-        counters = self.torch.zeros(1, dtype=self.torch.int32, device=self.device)
-        sizes = (m, n, k, 1, k, k, n, m * k, n * k, m * n)
-        kernel = product[(1, 1, 1)]
-        return python_way("Triton, kernel[grid](...)", "triton", kernel, a, b, d, d, counters,
-                          *sizes, BLOCK_M=16, BLOCK_N=64, BLOCK_K=64, GROUP_M=1, SPLIT_K=1, TMA=0,
-                          STORES=1, IS_BATCHED=False, IS_EVEN_K=True, num_warps=4, num_stages=2)
-
     def ways(self, library: str) -> list[Way]:
-        found = list(self.quern_ways(library))
-        if self.torch is not None:
-            found += self.torch_ways()
-        if self.kind == "cuda":
-            try:
-                for way in self.triton_ways():
-                    way.batch(1)
-                    found.append(way)
-            except Exception as error:  # Triton's: the others are measured without it
-                self.skipped["triton"] = f"{type(error).__name__}: {error}"[:400]
-        return found
+        """The first two are what its overhead is taken between."""
+        prepared = self.prepared(self.case(self.calls.TINY))
+        c = self.from_c(library, prepared)
+        return [Way("quern_launch() from C", "quern", functools.partial(c.timed, "launch")),
+                python_way("Prepared() from Python", "quern", prepared),
+                Way("quern_run() from C", "quern", functools.partial(c.timed, "run")),
+                *self.calls.ways(self)]
 
 
 # ---- Rounds -----------------------------------------------------------------------------------
@@ -261,16 +227,13 @@ def measure_calls(bench: Bench, library: str) -> list[dict[str, Any]]:
 
 
 def measure_dispatch(bench: Bench, library: str) -> list[dict[str, Any]]:
-    """A row for each way that m may go."""
-    import quern
-
-    a, b, d = bench.arrays(*DISPATCHED[bench.kind])
-    prepared = quern.prepare("gemm", a, b, out=d)
+    """A row for each way that the parameter may go."""
+    prepared = bench.prepared(bench.case(bench.calls.DISPATCHED))
     c = bench.from_c(library, prepared)
     names = [word.partition("=")[0] for word in prepared.spec.split()[1:]]
-    index = names.index("m")
+    index = names.index(bench.calls.PARAM)
     rows = []
-    for name, values in ROWS.items():
+    for name, values in bench.calls.ROWS.items():
         samples = [c.dispatch(index, values, DISPATCHES) for _ in range(ROUNDS)]
         rows.append(figures(name, "quern", samples))
     return rows
@@ -280,7 +243,7 @@ def main() -> int:
     job = json.loads(sys.argv[1])
     gc.disable()
     try:
-        bench = Bench(job["device"])
+        bench = Bench(job["device"], job["family"])
         rows = measure_dispatch(bench, job["library"]) + measure_calls(bench, job["library"])
     except Exception as error:  # any library's: the parent has the line
         line = " ".join(str(error).split())

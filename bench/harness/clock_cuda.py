@@ -2,30 +2,30 @@
 
     capture    launch 0 1 2 ... last 0 1 ...    one contestant, walking over the sets of the case,
                                                 until a replay lasts a millisecond
+    check      poison, replay, compare          what is timed, not only what was launched before
     turn       replay | event, replay, event    the first keeps the device busy while the host
                                                 enqueues the rest, so that no host time is inside
                       |<-- a turn -->|          seconds a launch: between the events / launches
 
 Sets are as many as sets_needed() says: between two uses of one, more than twice the L2 was read and
 written. A contestant that waits for the device, or does else what a graph cannot hold, is launched
-plainly between the events, and its detail says so: then the host's time is inside where the device
-is faster.
+plainly and timed by the host, from an idle device until all its streams are idle again: launching
+is inside then, and the detail says so.
 
 Nothing here sets clocks or waits for other users of the device: it reads what NVML tells (through
 nvidia-ml-py, if it is installed) while turns run, and clocks() has the last reading. One thread.
 """
 from __future__ import annotations
 
-import ctypes
 import functools
 import importlib
 import math
-import os
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable
 from weakref import WeakKeyDictionary
 
-from harness.contest import Case, Contestant, poison
+from harness.contest import Case, Contestant, check
 from harness.figures import median
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Loop:
 
     replay: Callable[[], None]
     launches: int
+    is_graph: bool
 
 
 class Clock:
@@ -86,8 +87,12 @@ class Clock:
         self._meter.forget()
         self._turns = 0
 
+    def warm(self, contestant: Contestant) -> None:
+        """Capture, check and replay until steady. Raises Wrong, and what its library says."""
+        self._loop_of(contestant)
+
     def turn(self, contestant: Contestant) -> float:
-        """Seconds a launch, of one replay. The first turn of a contestant captures and warms."""
+        """Seconds a launch, of one replay."""
         self._turns += 1
         return self._time(self._loop_of(contestant), self._turns % READ_EVERY == 0)
 
@@ -103,14 +108,16 @@ class Clock:
     def _loop_of(self, contestant: Contestant) -> Loop:
         if contestant not in self._loops:
             loop = self._record(contestant, self._launches_for(contestant))
-            self._check(contestant, loop)
-            self._warm(loop)
+            if contestant.role != "reader":
+                calls = loop.launches // self._sets
+                check(self._case, contestant, lambda: self._complete(loop), calls)
+            self._steady(loop)
             self._loops[contestant] = loop
         return self._loops[contestant]
 
     def _launches_for(self, contestant: Contestant) -> int:
         """As many as last REPLAY_S, every set as often as any other."""
-        once = self._time(self._record(contestant, self._sets))
+        once = max(1e-9, self._time(self._record(contestant, self._sets)))
         rounds = min(int(REPLAY_S / (once * self._sets)), MOST_LAUNCHES // self._sets) + 1
         return rounds * self._sets
 
@@ -125,31 +132,22 @@ class Clock:
             why = capture(graph, lambda: self._launch(contestant, launches), self._device)
         torch.cuda.synchronize()
         if why is None:
-            return Loop(graph.replay, launches)
+            return Loop(graph.replay, launches, True)
         if "no graph" not in contestant.detail:
-            contestant.detail += f" (no graph: {why})"
-        return Loop(lambda: self._launch(contestant, launches), launches)
+            contestant.detail += f" (no graph: {why}; by the host's clock)"
+        return Loop(lambda: self._launch(contestant, launches), launches, False)
 
     def _launch(self, contestant: Contestant, launches: int) -> None:
         for place in range(launches):
             contestant.run(place % self._sets)
 
-    def _check(self, contestant: Contestant, loop: Loop) -> None:
-        """What is timed computes the case: a graph may have caught nothing, or not all of it."""
-        if contestant.role == "reader":
-            return
-        ends = sorted({0, self._sets - 1})
-        for index in ends:
-            poison(self._case.sets[index].out)
+    def _complete(self, loop: Loop) -> None:
+        """One replay and nothing else on the device, on whichever streams."""
         self._torch.cuda.synchronize()
         loop.replay()
         self._torch.cuda.synchronize()
-        for index in ends:
-            error = self._case.error(index, self._case.sets[index].out)
-            if not error <= self._case.tolerance:
-                raise RuntimeError(f"WRONG when replayed, relative error {error:.2e}")
 
-    def _warm(self, loop: Loop) -> None:
+    def _steady(self, loop: Loop) -> None:
         """Replay until two in succession take the same time."""
         before = self._time(loop)
         for _ in range(MOST_WARMING):
@@ -160,6 +158,8 @@ class Clock:
 
     def _time(self, loop: Loop, is_read: bool = False) -> float:
         """Seconds a launch; with `is_read`, the meter is read while the device works."""
+        if not loop.is_graph:
+            return self._time_by_host(loop)
         begin, end = self._events
         loop.replay()
         begin.record()
@@ -170,11 +170,18 @@ class Clock:
         end.synchronize()
         return float(begin.elapsed_time(end)) * 1e-3 / loop.launches
 
+    def _time_by_host(self, loop: Loop) -> float:
+        """Seconds a launch, whichever streams it went to: events see the current one alone."""
+        self._torch.cuda.synchronize()
+        begin = time.perf_counter()
+        self._complete(loop)
+        return (time.perf_counter() - begin) / loop.launches
+
 
 BROKEN: list[Any] = []  # graphs whose capture failed: torch's allocator still refers to them
 
 
-def capture(graph: Any, launch: Callable[[], None], device: str) -> Optional[str]:
+def capture(graph: Any, launch: Callable[[], None], device: str) -> str | None:
     """Capture what launch() does on the current stream; None, or why that cannot be.
 
     After a failure torch's random numbers start from a new seed: the generator would go on as if
@@ -253,7 +260,7 @@ class Meter:
             found["power"] = f"{limit / 1000:.0f} W at most"
         return found
 
-    def _ask(self, call: str, *arguments: Any) -> Optional[int]:
+    def _ask(self, call: str, *arguments: Any) -> int | None:
         """None where the device does not tell. Only with NVML."""
         try:
             return int(getattr(self._nvml, call)(self._handle, *arguments))
@@ -298,7 +305,6 @@ def facts(device: str) -> dict[str, str]:
         "cuda": str(torch.version.cuda),
         "torch": torch.__version__,
         "triton": triton_version(),
-        "cublaslt": cublaslt_version(),
     }
     found.update(meter_of(device).facts())
     return {name: text for name, text in found.items() if text}
@@ -310,19 +316,6 @@ def triton_version() -> str:
         return str(importlib.import_module("triton").__version__)
     except ImportError:
         return ""
-
-
-def cublaslt_version() -> str:
-    """Of the one in this process, which is torch's; empty where there is none."""
-    for name in ("libcublasLt.so.13", "libcublasLt.so.12"):
-        try:
-            library = ctypes.CDLL(name, mode=os.RTLD_NOW | os.RTLD_NOLOAD)
-        except OSError:
-            continue  # another major version
-        library.cublasLtGetVersion.restype = ctypes.c_size_t
-        number = int(library.cublasLtGetVersion())
-        return f"{number // 10000}.{number // 100 % 100}.{number % 100}"
-    return ""
 
 
 # ---- The roof -------------------------------------------------------------------------------

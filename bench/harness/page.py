@@ -158,7 +158,7 @@ def summary(run: Run) -> str:
     lines = [mean_cells(mean, against.get(mean["peer"], "")) for mean in run.get("means", [])]
     names = heads("<peer", "<against", "<shapes", "count", "geometric mean", "worst", "<at")
     said = [report.tuning_text(run.get("tuning") or {}), report.busy_text(run),
-            report.RATIO_TEXT if lines else ""]
+            report.ratio_text(run) if lines else ""]
     return ((table([names], lines) if lines else text("p", "No peer was compared with."))
             + "".join(text("p", line, class_="note") for line in said if line))
 
@@ -261,18 +261,19 @@ def conditions(row: plot.Row) -> str:
 
 def details_of(row: plot.Row) -> list[list[str]]:
     """Lines of one shape: conditions, everyone's choice and error, who was left out."""
-    error = [(entry["name"], entry.get("detail") or "", entry.get("rel_err"))
-             for entry in row["entries"]]
-    said = [("measured in", conditions(row), None), *error,
-            *(("left out", why, None) for why in row.get("left_out", []))]
+    error = [(entry["name"], (entry.get("detail") or "") + report.ready(entry),
+              entry.get("rel_err"), entry.get("row_err")) for entry in row["entries"]]
+    said = [("measured in", conditions(row), None, None), *error,
+            *(("left out", why, None, None) for why in row.get("left_out", []))]
     return [[text("td", row["label"], class_="text"), text("td", name, class_="text"),
-             text("td", what, class_="long"), number(value, f"{value or 0:.1e}")]
-            for name, what, value in said]
+             text("td", what, class_="long"),
+             *(number(value, f"{value or 0:.1e}") for value in (whole, worst))]
+            for name, what, whole, worst in said]
 
 
 def details(run: Run) -> str:
     """All that the table has no room for, folded away."""
-    names = heads("<shape", "<contestant", "<what it chose", "relative error")
+    names = heads("<shape", "<contestant", "<what it chose", "relative error", "of the worst row")
     return element("details", text("summary", "What everyone chose, and the errors of the results")
                    + table([names], (line for row in run["rows"] for line in details_of(row))))
 

@@ -198,10 +198,11 @@ def _lines_of_many(rows: Sequence[Row], column: str) -> list[Line]:
 
 
 def columns_of(run: Run) -> list[str]:
-    """Names of the parameters that tell the shapes apart: no dtype and no batch if all have one."""
+    """Names of the parameters that tell the shapes apart: no word and no batch that all share."""
     found = dict.fromkeys(key for row in run["rows"] for key in row["shape"] if key != "note")
     values = {key: {row["shape"].get(key) for row in run["rows"]} for key in found}
-    return [key for key in found if key not in ("dtype", "batch") or len(values[key]) > 1]
+    words = {key for key, those in values.items() if all(isinstance(x, str) for x in those)}
+    return [key for key in found if key not in {"batch", *words} or len(values[key]) > 1]
 
 
 def _aligned(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
@@ -406,7 +407,7 @@ def _ratio_ticks(low: float, high: float) -> list[float]:
 
 def tera(row: Row, entry: Entry) -> float:
     """TFLOPS."""
-    return row["flops"] / entry["us"] * 1e-6
+    return float(row["flops"] / entry["us"] * 1e-6)
 
 
 def _draw_roofline(axes: Any, run: Run) -> None:

@@ -50,16 +50,32 @@ def progress(row: dict[str, Any]) -> list[str]:
     said = [f"{entry['name']} {entry['us']:.1f} us" + (
         f" (x{entry['ratio']:.3f})" if entry["ratio"] and entry["role"] != "ours" else "")
         for entry in row["entries"]]
+    inexact = [f"    {entry['name']}: relative error {entry['rel_err']:.1e}, "
+               f"{entry['allowed']:.1e} is asked of ours" for entry in row["entries"]
+               if is_inexact(entry)]
     busy = [f"    others had {row['noise']:.0%} of the machine: BUSY, distrust this shape"]
     lines = [f"    {', '.join(said) or 'nobody is left'}"]
-    lines += [f"    left out: {line}" for line in row["left_out"]]
+    lines += [f"    left out: {line}" for line in row["left_out"]] + inexact
     return lines + busy if row["is_busy"] else lines
+
+
+def is_inexact(entry: dict[str, Any]) -> bool:
+    """Whether a peer plays that is further off than ours may be."""
+    allowed = entry.get("allowed")
+    return allowed is not None and bool(entry["rel_err"] > allowed)
 
 
 def details(row: dict[str, Any]) -> list[str]:
     """What each contestant chose, and how right it was."""
-    return [f"    {entry['name']}: {entry['detail'] or '-'}; error {entry['rel_err']:.1e}"
+    return [f"    {entry['name']}: {entry['detail'] or '-'}{ready(entry)}; "
+            f"error {entry['rel_err']:.1e}, of a row {entry['row_err']:.1e}"
             for entry in row["entries"]]
+
+
+def ready(entry: dict[str, Any]) -> str:
+    """How long it took until the contestant could be called, where that is known."""
+    seconds = entry.get("first_s")
+    return f"; ready in {seconds:.2f} s" if seconds and math.isfinite(seconds) else ""
 
 
 # ---- Table ------------------------------------------------------------------------------------
@@ -100,10 +116,11 @@ def other_cell(entry: dict[str, Any] | None) -> str:
         return "-"
     if entry["role"] != "peer":
         return f"{entry['us']:.1f}"
+    error = f", error {entry['rel_err']:.1e}" if is_inexact(entry) else ""
     if entry["ratio"] is None:
-        return f"{entry['us']:.1f}, -, {share(entry['of_roof'])}"
+        return f"{entry['us']:.1f}, -, {share(entry['of_roof'])}{error}"
     return (f"{entry['us']:.1f}, {entry['ratio']:.3f} +-{entry['ratio_mad']:.3f}, "
-            f"{share(entry['of_roof'])}")
+            f"{share(entry['of_roof'])}{error}")
 
 
 def config_cell(entries: dict[str, dict[str, Any]]) -> str:
@@ -134,12 +151,16 @@ def means(run: Run) -> list[str]:
         cells.append([mean["peer"], mean["group"], str(mean["count"]), f"{mean['geomean']:.3f}",
                       f"{mean['worst']:.3f}", mean["worst_label"]])
     lines = aligned(cells) if run["means"] else ["no peer was compared with"]
-    further = [tuning_text(run.get("tuning") or {}), busy_text(run), RATIO_TEXT]
+    further = [tuning_text(run.get("tuning") or {}), busy_text(run), ratio_text(run)]
     return lines + [line for line in further if line]
 
 
-RATIO_TEXT = ("A ratio is a peer's time over quern's (over quern prepacked's, where the peer's "
-              "weights are): above 1, quern is faster.")
+def ratio_text(run: Mapping[str, Any]) -> str:
+    """What a ratio is; whom of ours some peers are held against instead of `quern`."""
+    others = {entry["against"]: entry["name"] for row in run["rows"] for entry in row["entries"]
+              if entry["role"] == "peer" and entry["against"] not in (None, "quern")}
+    over = "".join(f" ({name} over {base})" for base, name in others.items())
+    return f"A ratio is a peer's time over quern's{over}: above 1, quern is faster."
 
 
 def tuning_text(gain: dict[str, Any]) -> str:

@@ -4,8 +4,8 @@
     cuda    clock_cuda.measure_roof(): a large product, a large copy
 
 A limit is what nothing disturbed: the CPU's are measured again after each shape, and the highest
-stand. Its reader also plays in cases that are bound by reading the weights: there the rate in the
-very rounds counts, which says more than one taken minutes before.
+stand. Its reader also plays in cases that are bound by reading one array (Case.reads): there the
+rate in the very rounds counts, which says more than one taken minutes before.
 """
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from harness.contest import Case, Contestant, Unavailable
 
 KINDS = {"f32": 0, "bf16": 1, "amx": 2}  # enum roof_kind
 READ_ELEMENTS = 80 << 20  # of 4 bytes
-READABLE = 1 << 20  # bytes of weights that are worth reading with threads
+READABLE = 1 << 20  # bytes that are worth reading with threads
 
 
 class Pattern(ctypes.Structure):
@@ -60,28 +60,27 @@ class CpuRoof:
         unit = "tdpbf16ps" if peaks["amx"] > peaks["bf16"] else "vdpbf16ps"
         bf16 = max(peaks["amx"], peaks["bf16"])
         how = (f"{self._threads} threads: f32 multiply-adds in registers; bf16 "
-               f"{unit if bf16 else 'has no instruction here: as f32'}; "
+               f"{unit if bf16 else 'has no instruction here: as f32'}; f16 as f32; "
                f"{self._data.nbytes >> 20} MiB read once; the highest of the run")
         return {"flops": {"f32": peaks["f32"], "f16": peaks["f32"], "bf16": bf16 or peaks["f32"]},
                 "bytes_per_s": self._rate, "how": how}
 
     def reader(self, case: Case) -> list[list[Contestant]]:
-        """The entry that only reads case.sets[].b; [] where that is too little to time."""
-        if case.sets[0].b.nbytes < READABLE:
+        """The entry that only reads case.reads; [] where that is too little to time."""
+        if not case.reads or case.reads[0].nbytes < READABLE:
             return []
         return [[Reader(case, self._so.roof_read, self._pattern)]]
 
 
 class Reader(Contestant):
-    """Reads the weights of a set, all threads, in the order that roof_choose() found."""
+    """Reads case.reads of a set, all threads, in the order that roof_choose() found."""
 
     name, role = "read", "reader"
 
     def __init__(self, case: Case, read: Any, pattern: Pattern) -> None:
         self._read = read
-        self._arguments = [(ctypes.c_void_p(arrays.b.ctypes.data),
-                            ctypes.c_int64(arrays.b.nbytes), case.threads, ctypes.byref(pattern))
-                           for arrays in case.sets]
+        self._arguments = [(ctypes.c_void_p(array.ctypes.data), ctypes.c_int64(array.nbytes),
+                            case.threads, ctypes.byref(pattern)) for array in case.reads]
 
     def run(self, index: int) -> None:
         self._read(*self._arguments[index])

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import gc
 import importlib
+import re
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from harness import machine, rows
 from harness.arrays import Arrays, CudaArrays, HostArrays
-from harness.contest import Case, Contestant, Clock, Limits, Peer, Say, Unavailable, hold, reason, shut
+from harness.contest import (Case, Clock, Contestant, Limits, Outcome, Peer, Say, Unavailable, hold,
+                             reason, shut)
 from harness.roof import CpuRoof
+from harness.shapes import BadOption
 
 if TYPE_CHECKING:
     import quern
@@ -68,6 +71,13 @@ def clock_for(case: Case) -> Clock:
     return clock
 
 
+def refuse_choice(failure: Exception) -> None:
+    """Raises BadOption where it is --variant or --config that quern refuses."""
+    text = re.sub(r"^(variant|config)[= ]", r"--\1 ", str(failure))
+    if text.startswith("--") and getattr(failure, "status", "") == "INVALID":
+        raise BadOption(text) from None
+
+
 @dataclass
 class Session:
     """What all shapes of a run share."""
@@ -85,6 +95,7 @@ class Session:
     cpu_roof: CpuRoof | None = None
     roof: dict[str, Any] = field(default_factory=dict)
     arrays: Arrays = field(init=False)
+    has_measured: bool = False
 
     def __post_init__(self) -> None:
         self.arrays = arrays_for(self.device)
@@ -105,10 +116,12 @@ class Session:
         except MemoryError as failure:
             self.say(f"    skipped: {failure}")
             return None
-        left_out: list[str] = []
-        entries, tune_s = self.entries(case, left_out)
+        begun = Outcome([], [])
+        entries, tune_s = self.entries(case, begun)
         outcome = hold(case, entries, clock_for(case), self.limits)
-        outcome.left_out[:0] = left_out
+        outcome.left_out[:0] = begun.left_out
+        outcome.is_ours_lost |= begun.is_ours_lost
+        self.has_measured = True
         row = rows.of_case(case, outcome, self.adapter.groups(params))
         row.update(clocks=self.clocks(), tune_s=tune_s)
         for player in outcome.players:
@@ -119,22 +132,27 @@ class Session:
         gc.collect()
         return row
 
-    def entries(self, case: Case, left_out: list[str]) -> tuple[list[list[Contestant]], float]:
-        """Ours, the peers', the reader; and the seconds that tuning took."""
+    def entries(self, case: Case, outcome: Outcome) -> tuple[list[list[Contestant]], float]:
+        """Ours, the peers', the reader; and the seconds that tuning took. Who cannot enter is in
+        the outcome. Raises BadOption for a choice that quern does not know, before anything was
+        measured."""
         entries: list[list[Contestant]] = []
         tune_s = 0.0
         try:
             ours, tune_s = self.adapter.ours(case, self.tuned, self.untuned, self.tune_s,
                                              self.choice, self.say)
             entries += [[contestant] for contestant in ours]
-        except RuntimeError as failure:  # quern.Error, or the device's own
-            left_out.append(f"quern: {reason(failure)}")
+        except Exception as failure:  # quern.Error, the device's own, a package that does not fit
+            if self.choice and not self.has_measured:
+                refuse_choice(failure)
+            outcome.left_out.append(f"quern: {reason(failure)}")
+            outcome.is_ours_lost = True
         for peer in self.peers:
             try:
                 entries += [entry for entry in peer.enter(case) if entry]
             except Exception as failure:  # whatever its library raises: it is said, and it is out
-                left_out.append(f"{peer.name}: {reason(failure)}")
-        if self.cpu_roof and self.adapter.is_reading(case.params):
+                outcome.left_out.append(f"{peer.name}: {reason(failure)}")
+        if self.cpu_roof:
             entries += self.cpu_roof.reader(case)
         return entries, tune_s
 

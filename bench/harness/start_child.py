@@ -1,9 +1,9 @@
-"""One new process that does one thing of gemm's and prints its figures: a child of starts.py.
+"""One new process that does one thing of a family's and prints its figures: a child of starts.py.
 
     start_child.py JOB          JOB: a JSON object with "what" and
 
         quern    arrays | context, [tune,] first call, result on the host | figures
-        triton   arrays | first call, result on the host                  | figures
+        peer     arrays | first call, result on the host                  | figures
         context  arrays | a quern context, no kernel                      | figures
         llvm     arrays | LLVM loaded, an empty object linked, no quern   | figures
         bare     arrays |                                                 | figures
@@ -14,16 +14,21 @@ made, so that the device's context is up. The outer one is the parent's: `end_s`
 that all processes share (CLOCK_MONOTONIC), and the parent knows when it called exec. What is not
 needed before a clock stops is imported after it.
 
-    device "cpu" | "cuda:0"     m n k dtype ("f32", "bf16")     cache FILE
+    device "cpu" | "cuda:0"     cache FILE
+    family NAME                 whose adapter is peers/NAME.py
+    shape {COLUMN: TEXT}        a line of one of its shape files
     tune_s SECONDS              quern: tune before the call, 0: not
-    config TEXT                 triton: this one, "any" of its list; "": autotuned
+    peer NAME                   the module of peers/ that has load() and first_call()
+    config TEXT                 peer: this one, "any" of its list; "": autotuned
     object FILE                 llvm: an object that defines empty()
 
-One JSON object on stdout; a failure is a line on stderr and exit status 1. The output is compared
-with a reference after the clocks: a wrong one is a failure. It measures once and judges no time.
+One JSON object on stdout; a failure is a line on stderr and exit status 1. The outputs are compared
+with the adapter's reference after the clocks: wrong ones are a failure. It measures once and judges
+no time.
 """
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -33,10 +38,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable
 
+    from harness.contest import Case
+
     Job = dict[str, Any]
     Figures = dict[str, Any]
 
-TOLERANCE = {"f32": 2e-5, "bf16": 1e-2}
+HOST_POOL = (1 << 20) + 43  # random numbers that arrays are cut from: a process makes few
 
 
 def resident_kb() -> int:
@@ -48,70 +55,39 @@ def resident_kb() -> int:
     raise RuntimeError("/proc/self/status: no VmRSS")
 
 
-# ---- Inputs ---------------------------------------------------------------------------------
+# ---- The case -------------------------------------------------------------------------------
 
 
-class HostInputs:
-    """NumPy arrays a [m, k], b [n, k], d [m, n], random; bf16 as uint16 bits under a quern.view."""
+def case_of(job: Job) -> Case:
+    """The shape's arrays, one set of them; the device is up afterwards: copies were made."""
+    from harness import arrays
+    from harness.contest import poison
 
-    def __init__(self, job: Job) -> None:
-        import numpy
-
-        generator = numpy.random.default_rng()
-        self.floats = [generator.random((job[rows], job["k"]), "f4") - 0.5 for rows in "mn"]
-        self.d = numpy.full((job["m"], job["n"]), numpy.nan, "f4")
-        self.arrays: list[Any] = [*self.floats, self.d]
-        if job["dtype"] == "bf16":
-            import quern
-
-            bits = [(x.view("u4") >> 16).astype("u2") for x in self.arrays]
-            self.floats = [(x.astype("u4") << 16).view("f4") for x in bits[:2]]
-            self.d = bits[2]
-            self.arrays = [quern.view(x, "bf16") for x in bits]
-
-    def result(self) -> Any:
-        """The output in host memory."""
-        return self.d
-
-    def error(self) -> float:
-        """Relative error of the output against float64 sums."""
-        import numpy
-
-        a, b = (x.astype("f8") for x in self.floats)
-        is_bits = self.d.dtype == numpy.uint16
-        d = (self.d.astype("u4") << 16).view("f4") if is_bits else self.d
-        reference = a @ b.T
-        return float(numpy.linalg.norm(d - reference) / numpy.linalg.norm(reference))
+    made: arrays.Arrays
+    if job["device"] == "cpu":
+        made = arrays.HostArrays(HOST_POOL, 1)
+    else:
+        importlib.import_module("torch").cuda.set_device(job["device"])
+        made = arrays.CudaArrays(job["device"], 1)
+    adapter = importlib.import_module(f"peers.{job['family']}")
+    kind = job["device"].partition(":")[0]
+    params = adapter.params_of(job["shape"], adapter.DTYPES[kind][0])
+    case: Case = adapter.make_case(params, job["device"], threads(), made)
+    poison(case.sets[0])
+    fetch(case)
+    return case
 
 
-class DeviceInputs:
-    """The same as torch tensors on a CUDA device, which is up afterwards; copies were made."""
-
-    def __init__(self, job: Job) -> None:
-        import torch
-
-        dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[job["dtype"]]
-        torch.cuda.set_device(job["device"])
-        self.arrays = [
-            (torch.rand(shape, device=job["device"]) - 0.5).to(dtype)
-            for shape in ((job["m"], job["k"]), (job["n"], job["k"]), (job["m"], job["n"]))
-        ]
-        self.arrays[2].fill_(float("nan"))
-        self.result()
-
-    def result(self) -> Any:
-        """The output in host memory."""
-        return self.arrays[2].cpu()
-
-    def error(self) -> float:
-        """Relative error of the output against float32 sums."""
-        a, b, d = (x.float() for x in self.arrays)
-        reference = a @ b.mT
-        return float((d - reference).norm() / reference.norm())
+def threads() -> int:
+    """Of the CPU, as the parent has it."""
+    return int(os.environ.get("OMP_NUM_THREADS", "1"))
 
 
-def inputs_of(job: Job) -> Any:
-    return HostInputs(job) if job["device"] == "cpu" else DeviceInputs(job)
+def fetch(case: Case) -> None:
+    """Bring the outputs into host memory, and wait for that."""
+    for array in {**case.sets[0].outputs, **case.sets[0].inouts}.values():
+        if hasattr(array, "cpu"):
+            array.cpu()
 
 
 def figures_of(begin_s: float, **more: Any) -> Figures:
@@ -120,12 +96,13 @@ def figures_of(begin_s: float, **more: Any) -> Figures:
     return {"inner_s": end_s - begin_s, "end_s": end_s, "rss_kb": resident_kb(), **more}
 
 
-def checked(job: Job, inputs: Any, figures: Figures) -> Figures:
-    """`figures`, if the output is right."""
-    error = inputs.error()
-    if not error <= TOLERANCE[job["dtype"]]:
-        raise RuntimeError(f"{job['what']}: relative error {error:.3g}: the output is wrong")
-    return {**figures, "rel_err": error}
+def checked(case: Case, figures: Figures) -> Figures:
+    """`figures`, if the outputs are right. Raises Wrong."""
+    from harness.contest import require
+
+    errors = case.compare(0, 1)
+    require(errors, max(case.tolerance, case.peer_tolerance if "peer" in figures else 0.0))
+    return {**figures, "rel_err": errors.whole}
 
 
 # ---- What a process does ----------------------------------------------------------------------
@@ -133,17 +110,18 @@ def checked(job: Job, inputs: Any, figures: Figures) -> Figures:
 
 def quern_first(job: Job) -> Figures:
     """Context, tuning if asked for, one call."""
-    inputs = inputs_of(job)
+    case = case_of(job)
+    adapter = importlib.import_module(f"peers.{job['family']}")
     import quern  # after torch, which it then knows
 
-    a, b, d = inputs.arrays
     begin_s = time.monotonic()
     context = quern.Context(device=job["device"], cache=job["cache"])
-    tuned = context.tune("gemm", a, b, out=d, budget=job["tune_s"]) if job["tune_s"] else None
-    context.gemm(a, b, out=d)
-    inputs.result()
+    call = adapter.call_of(case, context, 0)
+    tuned = call.tune(job["tune_s"]) if job["tune_s"] else None
+    prepared = call.prepare()
+    prepared()
+    fetch(case)
     figures = figures_of(begin_s)
-    prepared = context.prepare("gemm", a, b, out=d)
     figures.update(
         artifact=prepared.artifact,
         config_from=prepared.config_from,
@@ -152,46 +130,43 @@ def quern_first(job: Job) -> Figures:
     )
     if tuned is not None:
         figures.update(candidates=tuned.candidates, tuning_s=tuned.seconds)
-    return checked(job, inputs, figures)
+    return checked(case, figures)
 
 
 def quern_context(job: Job) -> Figures:
     """A context and no kernel: quern where no compiler or linker is needed."""
     import quern
 
-    inputs_of(job)
+    case_of(job)
     begin_s = time.monotonic()
     context = quern.Context(device=job["device"], cache=job["cache"])
     return figures_of(begin_s, families=len(context.families()))
 
 
-def triton_first(job: Job) -> Figures:
-    """Triton's GEMM of the benchmark, autotuned or in one config. Its cache: TRITON_CACHE_DIR."""
-    from peers import triton_gemm
+def peer_first(job: Job) -> Figures:
+    """The peer's call, autotuned or in one config. Its cache: TRITON_CACHE_DIR.
 
-    triton_gemm.load()
-    inputs = inputs_of(job)
-    a, b, d = inputs.arrays
-    tuned, config = None, job["config"]
-    if config == "any":
-        config = str(triton_gemm.WIDE_PLANS[0])
+    Its module has load(), which imports what it needs, and first_call(case, config), which makes
+    the call, and returns a function to be called when the clock has stopped: it brings outputs to
+    where the case wants them and returns what is known of the tuning, {"config", "candidates",
+    "tuning_s"}.
+    """
+    module = importlib.import_module(f"peers.{job['peer']}")
+    module.load()
+    case = case_of(job)
     begin_s = time.monotonic()
-    if config:
-        triton_gemm.gemm(a, b, d, config)
-    else:
-        tuned = triton_gemm.tune(a, b, d)
-    inputs.result()
-    figures = figures_of(begin_s, config=config)
-    if tuned:
-        figures.update(config=tuned.plan, candidates=tuned.candidates, tuning_s=tuned.seconds)
-    return checked(job, inputs, figures)
+    finish = module.first_call(case, job["config"])
+    fetch(case)
+    figures = figures_of(begin_s, peer=job["peer"])
+    figures.update(finish())
+    return checked(case, figures) if job["config"] != "none" else figures
 
 
 def nothing(job: Job) -> Figures:
     """The interpreter, NumPy or torch, quern's Python and the arrays."""
     import quern
 
-    inputs_of(job)
+    case_of(job)
     return figures_of(time.monotonic(), version=quern.__version__)
 
 
@@ -246,7 +221,7 @@ def llvm_alone(job: Job) -> Figures:
 
 KINDS: dict[str, Callable[[Job], Figures]] = {
     "quern": quern_first,
-    "triton": triton_first,
+    "peer": peer_first,
     "context": quern_context,
     "llvm": llvm_alone,
     "bare": nothing,

@@ -1,6 +1,6 @@
-"""What a process pays before and around its products: first calls, tuning, warm calls, memory.
+"""What a process pays before and around its calls: first calls, tuning, warm calls, memory.
 
-    start_child.py   a new process: a context, one product                empty or warm cache
+    start_child.py   a new process: a context, one call                   empty or warm cache
     call_child.py    a new process: dispatch, launch, from C and Python   one table of warm calls
           |
           v
@@ -10,16 +10,18 @@ What each kind of start does and finds in its cache (`folder` is a temporary one
 
     untuned   cold: empty               warm: what the last cold one left    the heuristic's config
     tuned     cold: empty, tunes first  warm: what the last cold one left    the tuned config
-    triton fixed, triton autotuned      likewise, in TRITON_CACHE_DIR, which holds Triton's results
-                                        of autotuning, too; fixed is the config that it chose
+    peer fixed, peer autotuned          likewise, in TRITON_CACHE_DIR, which holds Triton's results
+                                        of autotuning, too; fixed is the config that it chose, where
+                                        the peer can be given one
 
 Every figure is the median over several processes, as many as SECONDS_A_KIND allows, at least one.
 A start whose page cache is cold is made before the first that counts. A kind that fails leaves a
-line in "failed" and its cells empty. Every output is checked, by the child. Shapes and calls are
-gemm's own: another family would have children of its own.
+line in "failed" and its cells empty. Every output is checked, by the child. The family's adapter
+says which shapes (STARTS), which peer (START_PEERS) and what is called when warm (CALLS).
 """
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import resource
@@ -30,6 +32,7 @@ import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from harness import clock_cpu, report
@@ -39,17 +42,12 @@ from harness.roof import shared_object
 
 Job = dict[str, Any]  # what a child is asked for
 Figures = dict[str, Any]  # what it says
-Shape = tuple[int, int, int, str]  # m n k dtype
+Shape = dict[str, str]  # a line of a shape file
 
 HERE = Path(__file__).resolve().parent
 PROCESSES = {"cpu": 7, "cuda": 3}
 SECONDS_A_KIND = 15.0
 CHILD_LIMIT_S = 240.0
-SHAPES: dict[str, tuple[Shape, ...]] = {
-    "cpu": ((64, 256, 256, "f32"), (64, 256, 256, "bf16"), (1, 256, 256, "f32")),
-    "cuda": ((512, 4096, 4096, "bf16"),),
-}
-PEERS = {"cpu": "torch", "cuda": "triton, torch"}  # whose figures the second column has
 KEPT = ("QUERN_CLANG", "QUERN_NVRTC")  # of the QUERN_* that a user may have set
 
 
@@ -81,8 +79,7 @@ class Start:
 
     def detail(self) -> dict[str, Any]:
         """For the JSON: what was asked for, every process's figures."""
-        shape = {key: self.job[key] for key in ("m", "n", "k", "dtype")}
-        return {"name": self.name, "shape": shape, "processes": self.figures}
+        return {"name": self.name, "shape": self.job["shape"], "processes": self.figures}
 
 
 # ---- Processes --------------------------------------------------------------------------------
@@ -176,7 +173,8 @@ def run_starts(children: Children, start: Start, cache: str, count: int, say: Sa
 class Measurement:
     """Everything that measure() collects."""
 
-    def __init__(self, children: Children, say: Say, tune_s: float) -> None:
+    def __init__(self, adapter: ModuleType, children: Children, say: Say, tune_s: float) -> None:
+        self.adapter = adapter
         self.children = children
         self.say = say
         self.tune_s = tune_s
@@ -185,10 +183,19 @@ class Measurement:
         self.rows: list[Row] = []
         self.failed: list[str] = []
 
+    @property
+    def shapes(self) -> list[Shape]:
+        """The adapter's, on this kind of device."""
+        return list(self.adapter.STARTS[self.kind])
+
+    def label(self, shape: Shape) -> str:
+        """As in the table of shapes."""
+        return str(self.adapter.label(self.adapter.params_of(
+            shape, self.adapter.DTYPES[self.kind][0])))
+
     def job(self, what: str, shape: Shape, **more: Any) -> Job:
-        m, n, k, dtype = shape
-        return {"what": what, "device": self.children.device, "m": m, "n": n, "k": k,
-                "dtype": dtype, "tune_s": 0, "config": "", **more}
+        return {"what": what, "device": self.children.device, "family": self.adapter.NAME,
+                "shape": shape, "tune_s": 0, "config": "", **more}
 
     def pair(self, name: str, job: Job) -> tuple[Start, Start]:
         """Cold starts of this job, then warm ones with what the last cold one left: a warm one
@@ -238,13 +245,12 @@ def expect(run: Measurement, start: Start, name: str, wanted: Any) -> None:
 
 def quern_starts(run: Measurement) -> dict[str, Start | None]:
     """Untuned for every shape; tuned for the first one, where there is a budget for it."""
-    shapes = SHAPES[run.kind]
+    shapes = run.shapes
     if not run.warm_page_cache(run.job("quern", shapes[0])):
         return {}
     colds, warms = [], []
     for shape in shapes:
-        label = " ".join(str(x) for x in shape)
-        cold, warm = run.pair(f"quern untuned {label}", run.job("quern", shape))
+        cold, warm = run.pair(f"quern untuned {run.label(shape)}", run.job("quern", shape))
         colds.append(cold)
         warms.append(warm)
     found = {"cold": worst(colds), "warm": worst(warms)}
@@ -260,26 +266,32 @@ def quern_starts(run: Measurement) -> dict[str, Start | None]:
     return found
 
 
-def triton_starts(run: Measurement) -> dict[str, Start | None]:
-    """Autotuned, then in the config that this chose; without a budget in any config."""
-    shape = SHAPES["cuda"][0]
-    if not run.warm_page_cache(run.job("triton", shape, config="any")):
+def peer_starts(run: Measurement) -> dict[str, Start | None]:
+    """Autotuned, then in the config that this chose, where it can be given one; without a budget in
+    any config. A peer that has none autotunes in each first call, whatever the budget."""
+    name = run.adapter.START_PEERS.get(run.kind)
+    if not name:
+        return {}
+    shape, has_configs = run.shapes[0], importlib.import_module(f"peers.{name}").HAS_CONFIGS
+    config = "any" if has_configs else "none"
+    if not run.warm_page_cache(run.job("peer", shape, peer=name, config=config)):
         return {}
     found: dict[str, Start | None] = {}
-    config = "any"
-    if run.tune_s:
-        cold, warm = run.pair("triton autotuned", run.job("triton", shape))
+    if run.tune_s or not has_configs:
+        cold, warm = run.pair("peer autotuned", run.job("peer", shape, peer=name))
         expect(run, warm, "tuning_s", 0.0)  # what was chosen came from disk
         found.update({"tuned cold": worst([cold]), "tuned warm": worst([warm])})
         config = cold.figures[-1]["config"] if cold.figures else config
-    cold, warm = run.pair("triton fixed", run.job("triton", shape, config=config))
+    if not has_configs:
+        return found
+    cold, warm = run.pair("peer fixed", run.job("peer", shape, peer=name, config=config))
     return {**found, "cold": worst([cold]), "warm": worst([warm])}
 
 
 def measure_first_calls(run: Measurement) -> Start | None:
     """Rows of first calls and tuning; returns quern's warm untuned start."""
     ours = quern_starts(run)
-    peer = triton_starts(run) if run.kind == "cuda" else {}
+    peer = peer_starts(run)
     for name, key in (("first call, empty cache, one config", "cold"),
                       ("first call, warm cache, one config", "warm"),
                       ("first call, empty cache, tuning first", "tuned cold"),
@@ -357,7 +369,8 @@ def measure_calls(run: Measurement) -> Figures:
     try:
         found = shared_object("call_cost.so", str(run.children.library))
         figures = run.children.run("call_child.py", "calls",
-                                   {"device": run.children.device, "library": str(found)},
+                                   {"device": run.children.device, "library": str(found),
+                                    "family": run.adapter.NAME},
                                    OMP_NUM_THREADS="1")
     except (ChildFailed, Unavailable) as error:
         run.failed.append(str(error))
@@ -375,7 +388,8 @@ def measure_calls(run: Measurement) -> Figures:
 # ---- All of it --------------------------------------------------------------------------------
 
 
-def measure(device: str, threads: int, say: Say, tune_s: float) -> dict[str, Any]:
+def measure(adapter: ModuleType, device: str, threads: int, say: Say, tune_s: float
+            ) -> dict[str, Any]:
     """All starts on `device` ("cpu", "cuda:0"): "starts" of the run's JSON; see the module.
 
     threads: of the CPU's products (the calls of the tiny one have one). say: told how it goes, a
@@ -386,7 +400,7 @@ def measure(device: str, threads: int, say: Say, tune_s: float) -> dict[str, Any
     before = clock_cpu.usage()
     with tempfile.TemporaryDirectory(prefix="quern_starts_") as name:
         children = Children(device, threads, Path(name))
-        run = Measurement(children, say, tune_s)
+        run = Measurement(adapter, children, say, tune_s)
         warm = measure_first_calls(run)
         calls = measure_calls(run)
         measure_memory(run, warm)
@@ -398,9 +412,9 @@ def measure(device: str, threads: int, say: Say, tune_s: float) -> dict[str, Any
     others = max(0.0, machine - own) / (wall * (os.cpu_count() or 1))
     say(f"    others had {others:.0%} of the processors")
     return {
-        "device": device, "threads": threads, "peer": PEERS[kind], "seconds": wall,
+        "device": device, "threads": threads, "peer": adapter.BESIDE[kind], "seconds": wall,
         "others": others, "tune_budget_s": run.tune_s,
-        "shapes": [" ".join(str(x) for x in shape) for shape in SHAPES[kind]],
+        "shapes": list(map(run.label, run.shapes)),
         "rows": [vars(row) for row in run.rows], "details": [x.detail() for x in run.starts],
         "calls": calls, "failed": run.failed,
     }

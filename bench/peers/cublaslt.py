@@ -229,10 +229,10 @@ class Algorithm(Contestant):
     def run(self, index: int) -> None:
         """On torch's current stream. Raises LtError."""
         product, arrays = self._product, self._sets[index]
-        out = arrays.out.data_ptr()
+        out = arrays["out"].data_ptr()
         status = self._library.matmul(
-            product.handle, product.desc, byref(self._one), arrays.b.data_ptr(), product.a,
-            arrays.a.data_ptr(), product.b, byref(self._zero), out, product.d, out, product.d,
+            product.handle, product.desc, byref(self._one), arrays["b"].data_ptr(), product.a,
+            arrays["a"].data_ptr(), product.b, byref(self._zero), out, product.d, out, product.d,
             self._proposal.algorithm, self._workspace.data_ptr(), WORKSPACE_BYTES,
             self._torch.cuda.current_stream().cuda_stream)
         self._library.check("cublasLtMatmul", status)

@@ -16,8 +16,10 @@ import random
 from typing import TYPE_CHECKING, Any
 
 from harness.arrays import BYTES, Arrays
-from harness.contest import ArraySet, Case, Contestant, Say
+from harness.contest import ArraySet, Case, Contestant, Errors, Say
+from harness.errors import errors_of
 from harness.shapes import BadOption
+from peers.ours import Quern, plain, tune
 
 if TYPE_CHECKING:
     import quern
@@ -32,6 +34,15 @@ PEERS = {
             "onednn": "onednn"},
     "cuda": {"cublaslt": "cublaslt", "torch": "torch_matmul", "triton": "triton_gemm"},
 }
+STARTS = {  # of harness/starts.py: lines of a shape file, the first one tuned
+    "cpu": [{"m": "64", "n": "256", "k": "256", "dtype": "f32"},
+            {"m": "64", "n": "256", "k": "256", "dtype": "bf16"},
+            {"m": "1", "n": "256", "k": "256", "dtype": "f32"}],
+    "cuda": [{"m": "512", "n": "4096", "k": "4096", "dtype": "bf16"}],
+}
+START_PEERS = {"cuda": "triton_gemm"}  # whose first calls stand beside ours
+CALLS = "gemm_calls"  # what call_child.py calls
+BESIDE = {"cpu": "torch", "cuda": "triton, torch"}  # whose figures stand beside ours there
 PANEL = 32  # columns of a panel of packed weights: gemm_pack's default
 REFERENCE_ROWS = 4096  # of b at a time: as f32 they take memory
 PLACES = 64  # rows and columns of the reference that are held against float64
@@ -90,17 +101,20 @@ def make_case(params: dict[str, int | str], device: str, threads: int, arrays: A
     if size > room:
         raise MemoryError(f"{size >> 20} MiB of arrays, {room >> 20} MiB may be taken")
     count = max(1, min(arrays.sets_needed(size), room // size))
-    sets = [ArraySet(arrays.random((*lead, m, k), dtype), arrays.random((*lead, n, k), dtype),
-                     arrays.empty((*lead, m, n), dtype)) for _ in range(count)]
+    sets = [ArraySet({"a": arrays.random((*lead, m, k), dtype),
+                      "b": arrays.random((*lead, n, k), dtype)},
+                     {"out": arrays.empty((*lead, m, n), dtype)}) for _ in range(count)]
     limit = tolerance(dtype, k)
+    is_reading = m <= 16 and batch == 1  # mostly of its weights
     return Case(label(params), params, device, threads, 2.0 * batch * m * n * k, float(size), sets,
-                limit, Reference(sets, dtype, limit, arrays).error)
+                limit, Reference(sets, dtype, limit, arrays).errors, dtype=dtype,
+                reads=[each["b"] for each in sets] if is_reading else [])
 
 
-def norm_of(product: Any, k: int) -> float:
-    """||product||, or what it is expected to be where a few sums happen to come out small."""
-    expected = math.sqrt(k * math.prod(product.shape)) / 3
-    return max(expected, math.sqrt(float((product * product).sum())))
+def expected_square(k: int) -> float:
+    """What the square of a sum of k products of random inputs is in the mean: the least that
+    errors are held against, as a few sums may happen to come out small."""
+    return k / 9
 
 
 class Reference:
@@ -110,67 +124,69 @@ class Reference:
         self._sets, self._dtype, self._limit, self._arrays = sets, dtype, limit, arrays
         self._known: dict[int, Any] = {}
 
-    def error(self, index: int, output: Any) -> float:
-        """||output - reference|| / ||reference||; inf where a single element is far off."""
+    def errors(self, index: int, calls: int = 1) -> Errors:
+        """Of the set's output; a row that has an element far off is off by inf."""
         if index not in self._known:
             self._known[index] = self._compute(self._sets[index])
-        wanted, count = self._known[index], math.prod(output.shape)
-        wrong = self._arrays.floats(output, self._dtype) - wanted
-        norm = norm_of(wanted, self._sets[index].a.shape[-1])
-        error = math.sqrt(float((wrong * wrong).sum())) / norm
-        if error <= self._limit and (
-                float(abs(wrong).max()) > 16 * self._limit * norm / math.sqrt(count)):
-            return math.inf
-        return error
+        wanted = self._known[index]
+        output = self._arrays.floats(self._sets[index]["out"], self._dtype)
+        least = expected_square(self._sets[index]["a"].shape[-1])
+        errors = errors_of(output, wanted, least)
+        typical = math.sqrt(max(least, float((wanted * wanted).mean())))
+        is_far = float(abs(output - wanted).max()) > 16 * self._limit * typical
+        return errors._replace(row=math.inf) if is_far else errors
 
     def _compute(self, arrays: ArraySet) -> Any:
         """A block of b's rows at a time: as f32 they take memory."""
-        product = self._arrays.empty(arrays.out.shape, "f32")
-        a = self._arrays.floats(arrays.a, self._dtype)
+        product = self._arrays.empty(arrays["out"].shape, "f32")
+        a = self._arrays.floats(arrays["a"], self._dtype)
         step = max(1, REFERENCE_ROWS // math.prod(a.shape[:-2]))
         for first in range(0, product.shape[-1], step):
-            b = self._arrays.floats(arrays.b[..., first:first + step, :], self._dtype)
+            b = self._arrays.floats(arrays["b"][..., first:first + step, :], self._dtype)
             product[..., first:first + step] = a @ b.swapaxes(-1, -2)
         self._verify(arrays, product)
         return product
 
     def _verify(self, arrays: ArraySet, product: Any) -> None:
         """Hold the reference against float64 sums at places of the last matrix of the batch."""
-        a, b, d = (x[-1] if x.ndim == 3 else x for x in (arrays.a, arrays.b, product))
+        a, b, d = (x[-1] if x.ndim == 3 else x for x in (arrays["a"], arrays["b"], product))
         rows = random.choices(range(a.shape[0]), k=PLACES)
         columns = random.choices(range(b.shape[0]), k=PLACES)
         sums = (self._arrays.floats(a[rows], self._dtype, True) @
                 self._arrays.floats(b[columns], self._dtype, True).swapaxes(-1, -2))
-        wrong = self._arrays.floats(d[rows][:, columns], "f32", True) - sums
-        error = math.sqrt(float((wrong * wrong).sum())) / norm_of(sums, a.shape[-1])
+        taken = self._arrays.floats(d[rows][:, columns], "f32", True)
+        error = errors_of(taken, sums, expected_square(a.shape[-1])).whole
         if not error <= tolerance("f32", a.shape[-1]):
             raise ArithmeticError(f"the reference itself is off by {error:.2e}")
-
-
-def is_reading(params: dict[str, int | str]) -> bool:
-    """Whether a call mostly reads its weights, so that a reader of them is worth a turn."""
-    return int(params["m"]) <= 16 and params["batch"] == 1
 
 
 # ---- Ours -----------------------------------------------------------------------------------
 
 
-class Quern(Contestant):
-    """quern: one prepared call a set."""
+class GemmCall:
+    """quern.gemm() on a set, b perhaps packed."""
 
-    def __init__(self, case: Case, context: quern.Context, name: str, role: str,
-                 options: dict[str, Any], weights: list[Any]) -> None:
-        self.name, self.role = name, role
-        self._calls = [context.prepare("gemm", seen(case, arrays.a), b, out=seen(case, arrays.out),
-                                       **options) for arrays, b in zip(case.sets, weights)]
-        first = self._calls[0]
-        self.detail = f"{first.config_from}: {first.variant} {first.config}".rstrip()
+    def __init__(self, case: Case, context: quern.Context, index: int, b: Any = None,
+                 **options: Any) -> None:
+        arrays = case.sets[index]
+        self._context = context
+        self._arrays = seen(case, arrays["a"]), seen(case, arrays["b"]) if b is None else b
+        self._options = {"out": seen(case, arrays["out"]), **options}
 
-    def run(self, index: int) -> None:
-        self._calls[index]()
+    def prepare(self, variant: str | None = None, config: str | None = None) -> quern.Prepared:
+        """Of ours.Call."""
+        return self._context.prepare("gemm", *self._arrays, **self._options, variant=variant,
+                                     config=config)
 
-    def close(self) -> None:
-        self._calls = []
+    def tune(self, seconds: float, variant: str | None = None) -> quern.TuneResult:
+        """Of ours.Call."""
+        return self._context.tune("gemm", *self._arrays, **self._options, variant=variant,
+                                  budget=seconds)
+
+
+def call_of(case: Case, context: quern.Context, index: int) -> GemmCall:
+    """The call of a set, b as it lies."""
+    return GemmCall(case, context, index)
 
 
 def seen(case: Case, array: Any) -> Any:
@@ -182,26 +198,17 @@ def seen(case: Case, array: Any) -> Any:
     return quern.view(array, "bf16")
 
 
-def packed_weights(case: Case, context: quern.Context) -> list[Any]:
-    """Every b in panels, by gemm_pack."""
+def packed_calls(case: Case, context: quern.Context) -> list[GemmCall]:
+    """Calls on every b in panels, brought there by gemm_pack."""
     import quern
 
-    return [quern.gemm_pack(seen(case, arrays.b), width=PANEL, context=context)
-            for arrays in case.sets]
-
-
-def tune(case: Case, context: quern.Context, options: dict[str, Any], b: Any, seconds: float,
-         say: Say) -> float:
-    """Tune the case's bucket; the seconds that it took."""
-    result = context.tune("gemm", seen(case, case.sets[0].a), b,
-                          out=seen(case, case.sets[0].out), budget=seconds, **options)
-    say(f"    tuned in {result.seconds:.1f} s: {result.candidates} candidates, "
-        f"{result.failed} failed, {result.best.variant} {result.best.config}")
-    return float(result.seconds)
+    packed = [quern.gemm_pack(seen(case, arrays["b"]), width=PANEL, context=context)
+              for arrays in case.sets]
+    return [GemmCall(case, context, index, b, packed=PANEL) for index, b in enumerate(packed)]
 
 
 def ours(case: Case, tuned: quern.Context, untuned: quern.Context, seconds: float,
-         choice: dict[str, str], say: Say) -> tuple[list[Quern], float]:
+         choice: dict[str, str], say: Say) -> tuple[list[Contestant], float]:
     """Our contestants and the seconds that tuning took. `choice`: variant, config, or nothing.
 
     `seconds` 0 tunes nothing: then there is one contestant less. Where a packed b plays too, each
@@ -209,15 +216,9 @@ def ours(case: Case, tuned: quern.Context, untuned: quern.Context, seconds: floa
     """
     is_packing = case.device == "cpu" and case.params["dtype"] != "f16" and not choice
     seconds = seconds / 2 if is_packing else seconds
-    plain = [seen(case, arrays.b) for arrays in case.sets]
-    tune_options = {name: value for name, value in choice.items() if name != "config"}
-    tune_s = tune(case, tuned, tune_options, plain[0], seconds, say) if seconds > 0 else 0.0
-    found = [Quern(case, tuned, "quern", "ours", choice, plain)]
-    if seconds > 0:
-        found.append(Quern(case, untuned, "quern untuned", "untuned", tune_options, plain))
+    found, tune_s = plain(case, call_of, (tuned, untuned), seconds, choice, say)
     if is_packing:
-        packed, options = packed_weights(case, tuned), {"packed": PANEL}
-        if seconds > 0:
-            tune_s += tune(case, tuned, options, packed[0], seconds, say)
-        found.append(Quern(case, tuned, "quern prepacked", "ours", options, packed))
+        packed = packed_calls(case, tuned)
+        tune_s += tune(packed[0], seconds, None, say) if seconds > 0 else 0.0
+        found.append(Quern("quern prepacked", "ours", packed, {}))
     return found, tune_s

@@ -118,18 +118,19 @@ def aligned(size_bytes: int) -> np.ndarray:
 def places_of(case: Case, index: int) -> Iterator[Places]:
     """Addresses of the products of one set, one for each of the batch."""
     shape, arrays = shape_of(case), case.sets[index]
-    a, b, out = address(arrays.a), address(arrays.b), address(arrays.out)
-    item = arrays.a.itemsize
+    a, b, out = (address(arrays[name]) for name in ("a", "b", "out"))
+    item = arrays["a"].itemsize
     for z in range(shape.batch):
         yield Places(a + z * shape.m * shape.k * item, b + z * shape.n * shape.k * item,
-                     out + z * shape.m * shape.n * arrays.out.itemsize)
+                     out + z * shape.m * shape.n * arrays["out"].itemsize)
 
 
 class Prepared(Contestant):
     """C calls with their arguments, a list of them for each set."""
 
-    def __init__(self, name: str, detail: str, calls: list[list[Call]], owned: Any = None) -> None:
-        self.name = name
+    def __init__(self, name: str, detail: str, calls: list[list[Call]], owned: Any = None,
+                 against: str = "quern") -> None:
+        self.name, self.against = name, against
         self.detail = detail
         self._calls = calls
         self._owned = owned  # arrays that the arguments point into

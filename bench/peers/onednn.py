@@ -148,6 +148,7 @@ class Product(Contestant):
     def __init__(self, library: Library, case: Case, is_packed: bool) -> None:
         """Plan it and, where is_packed, bring the weights into its format. Raises Refused."""
         self.name = "onednn prepacked" if is_packed else "onednn"
+        self.against = "quern prepacked" if is_packed else "quern"
         self._library = library
         self._held = contextlib.ExitStack()
         self._sets: list[Any] = []
@@ -176,12 +177,12 @@ class Product(Contestant):
         self.detail = implementation(library, plan)
         self._primitive = self._create(plan)
         for arrays in case.sets:
-            memory_b = self._memory(b, arrays.b)
+            memory_b = self._memory(b, arrays["b"])
             if is_packed:
                 memory_b = self._packed(memory_b, b, wanted_weights(library, plan))
-            self._sets.append((Argument * 3)(Argument(SOURCE, self._memory(a, arrays.a)),
+            self._sets.append((Argument * 3)(Argument(SOURCE, self._memory(a, arrays["a"])),
                                              Argument(WEIGHTS, memory_b),
-                                             Argument(DESTINATION, self._memory(d, arrays.out))))
+                                             Argument(DESTINATION, self._memory(d, arrays["out"]))))
 
     def _create(self, plan: c_void_p) -> c_void_p:
         primitive = self._library.make("dnnl_primitive_create", plan)

@@ -22,7 +22,7 @@ class Matmul(Contestant):
         torch = importlib.import_module("torch")
         is_batched = case.params["batch"] != 1
         self._product = torch.bmm if is_batched else torch.matmul
-        self._sets = [(arrays.a, arrays.b.mT, arrays.out) for arrays in case.sets]
+        self._sets = [(arrays["a"], arrays["b"].mT, arrays["out"]) for arrays in case.sets]
         self.detail = "torch.bmm" if is_batched else "torch.matmul"
 
     def run(self, index: int) -> None:

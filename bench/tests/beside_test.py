@@ -16,6 +16,7 @@ import unittest
 from pathlib import Path
 from typing import Any
 from unittest import mock
+from weakref import WeakKeyDictionary
 
 BENCH = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(BENCH))
@@ -25,8 +26,9 @@ if os.environ.get("QUERN_BUILD"):
 import beside  # noqa: E402 (the path comes first)
 from harness import clock_cpu, figures, report, rows, shapes  # noqa: E402
 from harness.arrays import HostArrays  # noqa: E402
-from harness.contest import (ArraySet, Case, Contestant, Limits, Outcome, Player,  # noqa: E402
-                             hold)
+from harness.contest import (ArraySet, Case, Contestant, Errors, Limits,  # noqa: E402
+                             Outcome, Player, Wrong, check, hold, require)
+from harness.errors import errors_of  # noqa: E402
 from harness.shapes import BadOption  # noqa: E402
 from peers import gemm  # noqa: E402
 
@@ -36,7 +38,13 @@ class FakeClock:
 
     def __init__(self, noise: list[float] | None = None) -> None:
         self.order: list[str] = []
+        self.warmed: list[str] = []
         self._noise = [0.0, *(noise or [])]
+
+    def warm(self, contestant: Any) -> None:
+        self.warmed.append(contestant.name)
+        if contestant.chills:
+            raise RuntimeError("no memory for a graph")
 
     def turn(self, contestant: Any) -> float:
         self.order.append(contestant.name)
@@ -47,27 +55,28 @@ class FakeClock:
     def screen(self, contestant: Any) -> float:
         return float(contestant.seconds)
 
-    def settle(self) -> None:
-        """Nothing runs."""
-
     def noise(self) -> float:
         return self._noise.pop(0) if self._noise else 0.0
 
 
 class Fake(Contestant):
-    """Writes a value into the output; fails, or breaks when it is timed, where told so."""
+    """Writes a value into the output; fails, is not to be warmed, or breaks when it is timed, where
+    told so."""
 
     def __init__(self, case: Case, name: str, value: float = 1.0, seconds: float = 1.0,
-                 role: str = "peer", fails: bool = False, breaks: bool = False) -> None:
+                 role: str = "peer", fails: bool = False, breaks: bool = False,
+                 chills: bool = False) -> None:
         self.name, self.detail, self.role = name, "", role
-        self.seconds, self.breaks = seconds, breaks
+        self.against = name if role == "ours" else (
+            "quern prepacked" if "prepacked" in name else "quern")
+        self.seconds, self.breaks, self.chills = seconds, breaks, chills
         self.closed = 0
         self._case, self._value, self._fails = case, value, fails
 
     def run(self, index: int) -> None:
         if self._fails:
             raise ValueError("not  this\nshape")
-        self._case.sets[index].out[:] = self._value
+        self._case.sets[index]["out"][:] = self._value
 
     def close(self) -> None:
         self.closed += 1
@@ -77,10 +86,15 @@ def fake_case() -> Case:
     """Two sets; the right output is all ones."""
     import numpy
 
-    sets = [ArraySet(numpy.ones(4, "f4"), numpy.ones(4, "f4"), numpy.zeros(4, "f4"))
-            for _ in range(2)]
+    sets = [ArraySet({"a": numpy.ones(4, "f4"), "b": numpy.ones(4, "f4")},
+                     {"out": numpy.zeros(4, "f4")}) for _ in range(2)]
+
+    def compare(index: int, calls: int) -> Errors:
+        worst = float(abs(sets[index]["out"] - 1).max())
+        return Errors(worst, worst)
+
     return Case("1 2 2 f32", {"m": 1, "n": 2, "k": 2, "dtype": "f32"}, "cpu", 2, 8.0, 48.0, sets,
-                1e-3, lambda index, output: float(abs(output - 1).max()))
+                1e-3, compare, reads=[each["b"] for each in sets])
 
 
 def entry(name: str, ratio: float, role: str = "peer") -> dict[str, Any]:
@@ -192,7 +206,7 @@ class Contests(unittest.TestCase):
         case.sets += fake_case().sets
         first = Fake(case, "first")
         with mock.patch.object(first, "run", side_effect=lambda index: seen.append(
-                [bool((arrays.out != arrays.out).all()) for arrays in case.sets])):
+                [bool((x["out"] != x["out"]).all()) for x in case.sets])):
             self.hold([[first]], FakeClock())
         self.assertEqual(seen[0], [True] * 4)
 
@@ -216,6 +230,67 @@ class Contests(unittest.TestCase):
         self.assertEqual([player.contestant.name for player in outcome.players], ["a"])
         self.assertEqual(len(outcome.players[0].seconds), len(outcome.noise))
         self.assertIn("no graph", outcome.left_out[0])
+
+    def test_everyone_is_warmed_before_anyone_is_timed(self) -> None:
+        case, clock = fake_case(), FakeClock()
+        entries = [[Fake(case, "a")], [Fake(case, "b", chills=True)], [Fake(case, "c")]]
+        with mock.patch.object(clock, "turn", side_effect=lambda each: len(clock.warmed)):
+            outcome = self.hold(entries, clock, most=1)
+        self.assertEqual([player.seconds for player in outcome.players], [[3], [3]])
+        self.assertEqual(outcome.left_out, ["b: RuntimeError: no memory for a graph"])
+
+    def test_a_lost_one_of_ours_is_known(self) -> None:
+        case = fake_case()
+        for role, is_ours in (("ours", True), ("untuned", True), ("peer", False)):
+            outcome = self.hold([[Fake(case, "x", role=role, fails=True)]], FakeClock())
+            self.assertEqual(outcome.is_ours_lost, is_ours)
+
+    def test_a_peer_that_is_less_exact_plays_where_the_case_lets_it_and_is_said(self) -> None:
+        case = fake_case()
+        case.peer_tolerance = 4e-3
+        outcome = self.hold([[Fake(case, "quern", role="ours")], [Fake(case, "near", value=1.003)],
+                             [Fake(case, "far", value=1.005)],
+                             [Fake(case, "quern untuned", value=1.003, role="untuned")]],
+                            FakeClock())
+        self.assertEqual([player.contestant.name for player in outcome.players], ["quern", "near"])
+        self.assertEqual([line.split(":")[0] for line in outcome.left_out],
+                         ["far", "quern untuned"])
+        row = rows.of_case(case, outcome, [])
+        self.assertIn("near: relative error 3.0e-03, 1.0e-03 is asked of ours",
+                      " ".join(report.progress(row)))
+        self.assertIn("error 3.0e-03", " ".join(report.table({"rows": [row]})))
+
+    def test_what_a_call_changes_in_place_begins_anew_for_each(self) -> None:
+        import numpy
+
+        case = fake_case()
+        for arrays in case.sets:
+            arrays.inouts["state"] = numpy.zeros(1, "f4")
+        calls: list[tuple[int, int]] = []
+        case.restore = lambda index: case.sets[index]["state"].fill(0)
+
+        def compare(index: int, count: int) -> Errors:
+            calls.append((index, count))
+            worst = float(abs(case.sets[index]["state"][0] - count))
+            return Errors(worst, worst)
+
+        case.compare = compare
+
+        class Stepper(Fake):
+            def run(self, index: int) -> None:
+                case.sets[index].inouts["state"] += 1
+
+        def twice(stepper: Fake) -> None:
+            for index in (0, 1, 1, 0):
+                stepper.run(index)
+
+        for stepper in (Stepper(case, "a"), Stepper(case, "b")):
+            check(case, stepper, lambda: twice(stepper), calls=2)
+        self.assertEqual(calls, [(0, 2), (1, 2)] * 2)
+        apart = Stepper(case, "c")
+        apart.is_in_place = False
+        with self.assertRaisesRegex(Wrong, "relative error 1.00e"):
+            check(case, apart, lambda: twice(apart), calls=2)
 
     def test_every_other_round_goes_backwards(self) -> None:
         case, clock = fake_case(), FakeClock()
@@ -245,10 +320,74 @@ class Contests(unittest.TestCase):
         self.assertIn("BUSY", " ".join(report.progress(row)))
 
 
+class Exactness(unittest.TestCase):
+    def test_a_wrong_tile_that_hides_in_the_norm_is_caught_by_its_row(self) -> None:
+        import numpy
+
+        wanted = numpy.random.default_rng().standard_normal((4096, 64))
+        output = wanted.copy()
+        output[4000, :16] = 0
+        errors = errors_of(output, wanted)
+        self.assertLess(errors.whole, 1e-2)
+        self.assertGreater(errors.row, 0.3)
+        with self.assertRaisesRegex(Wrong, "in a row, allowed 8.00e-02"):
+            require(errors, 1e-2)
+
+    def test_a_group_of_small_numbers_has_its_own_measure(self) -> None:
+        import numpy
+
+        wanted = numpy.ones((2, 8, 4))
+        wanted[1] = 1e-4
+        output = wanted.copy()
+        output[1, 3] = 0
+        self.assertLess(errors_of(output, wanted).whole, 1e-4)
+        self.assertAlmostEqual(errors_of(output, wanted).row, 1.0)
+
+    def test_what_is_no_number_passes_nothing(self) -> None:
+        import numpy
+
+        wanted = numpy.ones((3, 4))
+        for value in (math.nan, math.inf):
+            output = wanted.copy()
+            output[1, 1] = value
+            with self.assertRaises(Wrong):
+                require(errors_of(output, wanted), 1.0)
+        self.assertEqual(errors_of(wanted[:0], wanted[:0]), Errors(0.0, 0.0))
+        self.assertEqual(errors_of(0 * wanted, 0 * wanted), Errors(0.0, 0.0))
+        self.assertGreater(errors_of(wanted, 0 * wanted).whole, 1.0)
+
+    def test_small_sums_are_held_against_what_is_expected(self) -> None:
+        import numpy
+
+        errors = errors_of(numpy.full((1, 1), 1e-9), numpy.full((1, 1), 2e-9), least=1.0)
+        self.assertLess(errors.whole, 1e-8)
+        self.assertLess(errors.row, 1e-8)
+
+
+class Replays(unittest.TestCase):
+    def test_a_replay_is_checked_for_as_many_calls_as_it_makes(self) -> None:
+        from harness import clock_cuda
+
+        case, checked = fake_case(), []
+        clock = clock_cuda.Clock.__new__(clock_cuda.Clock)
+        clock._case, clock._sets, clock._loops = case, 2, WeakKeyDictionary()
+        loop = clock_cuda.Loop(lambda: None, 6, True)
+        made = {"_launches_for": 6, "_record": loop, "_complete": None, "_steady": None}
+        with contextlib.ExitStack() as stack:
+            for name, value in made.items():
+                stack.enter_context(mock.patch.object(clock, name, return_value=value))
+            stack.enter_context(mock.patch.object(
+                clock_cuda, "check", lambda *arguments: checked.append(arguments[3])))
+            clock.warm(Fake(case, "a"))
+            clock.warm(Fake(case, "read", role="reader"))
+        self.assertEqual(checked, [3])
+
+
 class Rows(unittest.TestCase):
     def row(self) -> dict[str, Any]:
         case = fake_case()
-        players = [Player(Fake(case, name, role=role), 0.0, seconds) for name, role, seconds in (
+        right = Errors(0.0, 0.0)
+        players = [Player(Fake(case, name, role=role), right, seconds) for name, role, seconds in (
             ("quern", "ours", [1.0, 2.0]), ("quern prepacked", "ours", [0.5, 1.0]),
             ("lib", "peer", [2.0, 4.0]), ("lib prepacked", "peer", [2.0, 4.0]),
             ("read", "reader", [16e-9, 16e-9]))]
@@ -263,7 +402,7 @@ class Rows(unittest.TestCase):
 
     def test_without_the_like_of_ours_there_is_no_ratio(self) -> None:
         case = fake_case()
-        players = [Player(Fake(case, name, role=role), 0.0, [1.0]) for name, role in (
+        players = [Player(Fake(case, name, role=role), Errors(0.0, 0.0), [1.0]) for name, role in (
             ("quern prepacked", "ours"), ("lib", "peer"), ("lib prepacked", "peer"))]
         row = rows.of_case(case, Outcome(players, [0.0]), [])
         self.assertEqual([each["against"] for each in row["entries"][1:]],
@@ -304,16 +443,17 @@ class Measuring(unittest.TestCase):
             arrays = HostArrays()
             with mock.patch.object(arrays, "sets_needed", return_value=2):
                 case = gemm.make_case(params, "cpu", 1, arrays)
-            a, b = (arrays.floats(x, dtype, True) for x in (case.sets[1].a, case.sets[1].b))
+            a, b = (arrays.floats(case.sets[1][name], dtype, True) for name in "ab")
             out = (a @ b.swapaxes(1, 2)).astype("f4")
             if dtype == "bf16":
                 out = ((out.view("u4") + 0x8000) >> 16).astype("u2")
             elif dtype == "f16":
                 out = out.astype("f2")
-            self.assertLess(case.error(1, out), case.tolerance)
-            out[1, 4:6, 8:10] = 0
-            self.assertGreater(case.error(1, out), case.tolerance)
-            self.assertFalse(numpy.array_equal(case.sets[0].a, case.sets[1].a))
+            case.sets[1]["out"][...] = out
+            self.assertLess(case.compare(1, 1).whole, case.tolerance)
+            case.sets[1]["out"][1, 4:6, 8:10] = 0
+            self.assertEqual(case.compare(1, 1).row, math.inf)
+            self.assertFalse(numpy.array_equal(case.sets[0]["a"], case.sets[1]["a"]))
 
     def test_arrays_begin_at_lines_of_their_own(self) -> None:
         arrays = HostArrays()
@@ -353,7 +493,7 @@ class Options(unittest.TestCase):
 
     def test_what_cannot_be_is_refused_by_name_with_what_may(self) -> None:
         for wanted, *arguments in (
-                ("FAMILY=conv: must be one of gemm", "conv"),
+                ("FAMILY=conv: must be one of gemm kda gdn", "conv"),
                 ("FAMILY=: must be one of gemm",),
                 ("--device tpu: must be cpu, cuda or cuda:N", "gemm", "--device", "tpu"),
                 ("--device cuda:x: must be", "gemm", "--device", "cuda:x"),
@@ -428,6 +568,25 @@ class Runs(unittest.TestCase):
         done = self.run_it("gemm", "--device", "cuda")
         self.assertEqual((done.returncode, done.stdout), (1, ""))
         self.assertRegex(done.stderr, r"^beside.py: --device cuda:0.*\n$")
+
+    def test_a_choice_that_quern_does_not_know_is_one_line_and_status_2(self) -> None:
+        for option, said in (("--variant", "gemm has no such variant"), ("--config", "must be")):
+            done = self.run_it("gemm", "--shapes", "odd", "--sample", "3", "--peers", "none",
+                               option, "nope")
+            self.assertEqual(done.returncode, 2)
+            self.assertRegex(done.stderr, rf"^beside.py: {option} nope: {said}.*\n$")
+
+    def test_ctrl_c_leaves_the_table_of_what_is_there(self) -> None:
+        def measure(options: Any, chosen: Any, opened: Any, run: Any, say: Any) -> None:
+            run["rows"].append(opened.shape(chosen[0]))
+            raise KeyboardInterrupt
+
+        out = io.StringIO()
+        with mock.patch.object(beside, "measure", measure), contextlib.redirect_stdout(out):
+            status = beside.main(["gemm", "--shapes", "odd", "--only", "17 31 33 ", "--tune", "0",
+                                  "--rounds", "1", "--peers", "none", "--threads", "1"])
+        self.assertEqual(status, 130)
+        self.assertRegex(out.getvalue(), r"stopped: this is what was (.|\n)*\| 17 31 33 f32")
 
     def test_two_shapes_make_a_table_and_an_object(self) -> None:
         with tempfile.TemporaryDirectory() as folder:

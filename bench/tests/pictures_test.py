@@ -294,7 +294,7 @@ class Page(unittest.TestCase):
             row["is_busy"] = place == 4
         found = self.checked(page.summary(run))
         for said in (f"BUSY {PEERS[3]}", OURS[0], "1.250", report.busy_text(run),
-                     report.tuning_text(run["tuning"]), report.RATIO_TEXT):
+                     report.tuning_text(run["tuning"]), report.ratio_text(run)):
             self.assertIn(said, found.said)
         for row in run["rows"]:
             row["is_busy"] = False

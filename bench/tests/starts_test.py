@@ -16,11 +16,12 @@ sys.dont_write_bytecode = True
 if os.environ.get("QUERN_BUILD"):
     os.environ["QUERN_LIBRARY"] = str(pathlib.Path(os.environ["QUERN_BUILD"]) / "libquern.so.0")
 
-from harness import call_child, start_child, starts  # noqa: E402  (after the path)
-from harness.contest import Unavailable  # noqa: E402
+from harness import start_child, starts  # noqa: E402  (after the path)
+from harness.contest import Unavailable, Wrong  # noqa: E402
 from harness.roof import shared_object  # noqa: E402
+from peers import gemm, gemm_calls  # noqa: E402
 
-SHAPE = (3, 17, 31, "bf16")
+SHAPE = {"m": "3", "n": "17", "k": "31", "dtype": "bf16"}
 
 
 def found_row(rows: list[starts.Row], name: str) -> starts.Row:
@@ -33,7 +34,7 @@ class Starts(unittest.TestCase):
         self.addCleanup(folder.cleanup)
         self.told: list[str] = []
         children = starts.Children("cpu", 1, pathlib.Path(folder.name))
-        self.run_ = starts.Measurement(children, self.told.append, 0.5)
+        self.run_ = starts.Measurement(gemm, children, self.told.append, 0.5)
 
     def test_a_cold_process_compiles_and_a_warm_one_reads_what_it_left(self) -> None:
         with mock.patch.dict(starts.PROCESSES, cpu=2):
@@ -56,7 +57,7 @@ class Starts(unittest.TestCase):
     def test_without_a_budget_nobody_tunes(self) -> None:
         self.run_.tune_s = 0.0
         with mock.patch.dict(starts.PROCESSES, cpu=1):
-            with mock.patch.dict(starts.SHAPES, cpu=(SHAPE,)):
+            with mock.patch.dict(gemm.STARTS, cpu=[SHAPE]):
                 starts.measure_first_calls(self.run_)
         self.assertEqual([], self.run_.failed)
         self.assertIsNone(found_row(self.run_.rows, "tuning").quern)
@@ -64,9 +65,41 @@ class Starts(unittest.TestCase):
         self.assertLess(0, row.quern or 0)
 
     def test_a_wrong_output_is_a_failure(self) -> None:
-        inputs = start_child.HostInputs(self.run_.job("quern", SHAPE))
-        with self.assertRaisesRegex(RuntimeError, "output is wrong"):
-            start_child.checked({"what": "quern", "dtype": "bf16"}, inputs, {})
+        case = start_child.case_of(self.run_.job("quern", SHAPE))
+        with self.assertRaisesRegex(Wrong, "WRONG, relative error nan"):
+            start_child.checked(case, {})
+        case.sets[0]["out"][...] = 0
+        with self.assertRaisesRegex(Wrong, r"WRONG, relative error \d"):
+            start_child.checked(case, {})
+
+    def test_a_start_of_another_family_is_its_own_call(self) -> None:
+        from peers import kda
+
+        self.run_.adapter = kda
+        shape = {"op": "decode", "n": "2", "h": "1", "k": "64", "v": "64"}
+        with mock.patch.dict(starts.PROCESSES, cpu=1):
+            cold, _ = self.run_.pair("decode", self.run_.job("quern", shape))
+        self.assertEqual([], self.run_.failed)
+        self.assertIn("kda_decode_cpu", cold.figures[0]["config"])
+        self.assertLess(cold.figures[0]["rel_err"], 5e-3)
+
+    def test_a_peer_that_takes_no_config_autotunes_whatever_the_budget(self) -> None:
+        asked: list[dict[str, Any]] = []
+
+        def run(script: str, cache: str, job: dict[str, Any], **more: str) -> dict[str, Any]:
+            asked.append(job)
+            return {"inner_s": 1.0, "outer_s": 2.0, "tuning_s": 0.0, "candidates": 3,
+                    "config": "autotuned"}
+
+        from peers import kda
+
+        self.run_.adapter, self.run_.kind, self.run_.tune_s = kda, "cuda", 0.0
+        with mock.patch.object(self.run_.children, "run", side_effect=run), \
+                mock.patch.dict(starts.PROCESSES, cuda=1):
+            found = starts.peer_starts(self.run_)
+        self.assertEqual(["none", "", ""], [job["config"] for job in asked])
+        self.assertEqual({"fla_delta_rule"}, {job["peer"] for job in asked})
+        self.assertEqual({"tuned cold", "tuned warm"}, set(found))
 
     def test_a_start_that_did_something_else_is_said(self) -> None:
         start = starts.Start("warm", {}, False, [{"artifact": "compiled"}, {"artifact": "disk"}])
@@ -99,7 +132,7 @@ class Starts(unittest.TestCase):
         over = found_row(rows, "  its overhead over C").quern or 0
         self.assertLess(0, c)
         self.assertAlmostEqual(python - c, over, delta=0.2 * python)
-        for name in call_child.ROWS:
+        for name in gemm_calls.ROWS:
             self.assertLess(0, found_row(rows, name).quern or 0)
 
     def test_memory_is_less_that_of_a_process_without_quern(self) -> None:

@@ -164,6 +164,10 @@ int qn_arrays_bind(const struct quern_spec *spec, const struct quern_array *arra
 int qn_call_bind(struct quern_context *ctx, const struct quern_spec *spec,
                  const struct quern_array *arrays, struct quern_array bound[QUERN_MAX_ARRAYS],
                  struct quern_message *why);
+/* Whether two bound arrays have a byte in common; true, too, of a few layouts of which that is not
+ * found out (arrays.c says which). */
+bool qn_arrays_share(const struct quern_shape *a, const struct quern_array *bound_a,
+                     const struct quern_shape *b, const struct quern_array *bound_b);
 /* Refuses `data`, which the caller calls `name`, unless the device can reach it. */
 int qn_pointer_check(struct quern_context *ctx, const char *name, const void *data,
                      struct quern_message *why);

@@ -252,6 +252,21 @@ static void regions_merge(struct qn_regions *map)
     }
 }
 
+/* Whether an output may be poisoned: no call reads what it holds. */
+static bool is_unread(const struct qn_regions *map, int index)
+{
+    if (map->region_of[index] < 0 || map->shapes[index].role != QUERN_OUT)
+        return false;
+    for (int i = 0; i < map->spec.family->array_count; i++) {
+        bool is_read = map->shapes[i].role == QUERN_IN || map->shapes[i].role == QUERN_INOUT;
+        if (is_read && map->region_of[i] == map->region_of[index] &&
+            qn_arrays_share(&map->shapes[i], &map->bound[i], &map->shapes[index],
+                            &map->bound[index]))
+            return false;
+    }
+    return true;
+}
+
 /* Merges a region's segments and gives them their places in an image; returns their bytes. */
 static int64_t region_pack(struct qn_region *region)
 {
@@ -317,6 +332,8 @@ int qn_regions_init(struct qn_regions *map, struct quern_context *ctx,
     int status = touched_find(map, why);
     if (!status)
         regions_merge(map);
+    for (int i = 0; i < array_count && !status; i++)
+        map->is_poisoned[i] = is_unread(map, i);
     for (int r = 0; r < map->count && !status; r++)
         status = segments_make(map, r, why);
     if (status)
@@ -483,8 +500,7 @@ static void each_piece(const struct qn_regions *map, int index,
 
 bool qn_is_poisoned(const struct qn_regions *map, int index)
 {
-    return map->shapes[index].role == QUERN_OUT && map->region_of[index] >= 0 &&
-           !map->regions[map->region_of[index]].is_read;
+    return map->is_poisoned[index];
 }
 
 unsigned char qn_poison_byte(int dtype, int round)
@@ -584,18 +600,27 @@ static void mask_piece(void *user, int64_t offset, int64_t bytes)
               qn_image_at(masker->map, masker->before, masker->index, offset, bytes), bytes);
 }
 
-/* The array that byte `at` of region r belongs to, and where in it; -1: it lies between arrays. */
+/* The array that byte `at` of region r belongs to, by its elements or else by its span, and where in
+ * it; -1: it lies between arrays. */
 static int array_at(const struct qn_regions *map, int r, int64_t at, int64_t *offset)
 {
+    const struct quern_shape byte = { .dtype = QUERN_U8 };
+    const struct quern_array here = { .data = map->regions[r].base + at };
+    int found = -1;
     *offset = at;
     for (int i = 0; i < map->spec.family->array_count; i++) {
         int64_t inside = at - map->offset[i];
         if (map->region_of[i] != r || inside < 0 || inside >= span_of(map, i))
             continue;
-        *offset = inside;
-        return i;
+        bool is_element = qn_arrays_share(&map->shapes[i], &map->bound[i], &byte, &here);
+        if (found < 0 || is_element) {
+            *offset = inside;
+            found = i;
+        }
+        if (is_element)
+            break;
     }
-    return -1;
+    return found;
 }
 
 static int refuse_byte(const struct qn_regions *map, int r, int64_t at, struct quern_message *why)

@@ -19,7 +19,8 @@ struct quern_ranges {
     bool is_stray, is_out_of_memory;
 };
 
-/* One array, or several that overlap: aliasing is a property of the region and survives copying. */
+/* One array, or several whose spans overlap: aliasing is a property of the region and survives
+ * copying. */
 struct qn_region {
     char *base; /* as bound */
     int64_t bytes;
@@ -45,7 +46,8 @@ struct qn_regions {
     struct quern_shape shapes[QUERN_MAX_ARRAYS];
     struct qn_layout layouts[QUERN_MAX_ARRAYS];
     struct quern_ranges touched[QUERN_MAX_ARRAYS];
-    int region_of[QUERN_MAX_ARRAYS]; /* -1: absent or empty */
+    int region_of[QUERN_MAX_ARRAYS];    /* -1: absent or empty */
+    bool is_poisoned[QUERN_MAX_ARRAYS]; /* see qn_is_poisoned() */
     int64_t offset[QUERN_MAX_ARRAYS];
     int count;
     struct qn_region regions[QUERN_MAX_ARRAYS];
@@ -92,7 +94,8 @@ char *qn_image_at(const struct qn_regions *map, const struct qn_image *image, in
 int64_t qn_array_piece(const struct qn_regions *map, int index, int64_t first, int64_t count,
                        int64_t *offset);
 
-/* Outputs that are poisoned before a run: OUT, and no input shares their memory. */
+/* Outputs that are poisoned before a run: OUT, and no input shares a byte with them, though one may
+ * lie between their rows. */
 bool qn_is_poisoned(const struct qn_regions *map, int index);
 /* The byte that poison is made of: a NaN in every float dtype; for integers it differs by round. */
 unsigned char qn_poison_byte(int dtype, int round);

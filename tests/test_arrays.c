@@ -369,6 +369,196 @@ START_TEST(an_output_is_accepted_when_no_two_elements_meet_and_refused_when_they
 }
 END_TEST
 
+/* ---- Bytes that two arrays share ----------------------------------------------------------- */
+
+/* A view that a test lays into `buffer`, in elements of `bytes` bytes from byte `at`. */
+struct view {
+    struct quern_shape shape;
+    struct quern_array array;
+};
+
+static unsigned char buffer[1 << 16] __attribute__((aligned(64)));
+
+static struct view view_of(int64_t at, int dtype, int rank, const int64_t *dims,
+                           const int64_t *strides)
+{
+    struct view view = { { .dtype = dtype, .rank = rank }, { .data = buffer + at, .rank = rank } };
+    for (int d = 0; d < rank; d++) {
+        view.shape.dims[d] = dims[d];
+        view.array.strides[d] = strides[d];
+    }
+    return view;
+}
+
+/* By marking every byte of the one and looking for it with every byte of the other. */
+static bool is_marked_twice(const struct view *a, const struct view *b)
+{
+    static unsigned char marks[sizeof(buffer)];
+    bool is_twice = false;
+    memset(marks, 0, sizeof(marks));
+    for (int which = 0; which < 2; which++) {
+        const struct view *view = which ? b : a;
+        int64_t bytes = (int64_t)quern_dtype_bytes(view->shape.dtype);
+        for (int64_t i = 0; i < qn_shape_count(&view->shape); i++) {
+            int64_t at = (unsigned char *)view->array.data - buffer, rest = i;
+            for (int d = view->shape.rank - 1; d >= 0; rest /= view->shape.dims[d--])
+                at += rest % view->shape.dims[d] * view->array.strides[d] * bytes;
+            ck_assert(at >= 0 && at + bytes <= (int64_t)sizeof(marks));
+            for (int64_t j = at; j < at + bytes; j++) {
+                is_twice |= which && marks[j];
+                marks[j] |= !which;
+            }
+        }
+    }
+    return is_twice;
+}
+
+static void sharing_is(bool is_shared, const struct view *a, const struct view *b)
+{
+    ck_assert_int_eq(is_marked_twice(a, b), is_shared);
+    ck_assert_int_eq(qn_arrays_share(&a->shape, &a->array, &b->shape, &b->array), is_shared);
+    ck_assert_int_eq(qn_arrays_share(&b->shape, &b->array, &a->shape, &a->array), is_shared);
+}
+
+START_TEST(column_ranges_of_one_buffer_share_nothing_until_they_meet)
+{
+    enum { ROWS = 7, PITCH = 50, WIDTH = 16, OTHER = 12 };
+    static const int64_t dims[] = { ROWS, WIDTH }, others[] = { ROWS - 2, OTHER };
+    static const int64_t strides[] = { PITCH, 1 };
+    for (int64_t shift = -2 * PITCH; shift <= 2 * PITCH; shift++) {
+        struct view a = view_of(1000, QUERN_BF16, 2, dims, strides);
+        struct view b = view_of(1000 + 2 * shift, QUERN_BF16, 2, others, strides);
+        int64_t after = (shift + 2 * PITCH) % PITCH;
+        sharing_is(after < WIDTH || after > PITCH - OTHER, &a, &b);
+    }
+}
+END_TEST
+
+START_TEST(parts_of_pages_are_told_apart_whatever_their_dtypes)
+{
+    enum { PAGE = 240 }; /* bytes: 4 x 5 f32, then 3 x 24 bf16, then 16 of padding */
+    static const int64_t states[] = { 9, 4, 5 }, rows[] = { 9, 3, 24 };
+    static const int64_t wide[] = { PAGE / 4, 5, 1 }, narrow[] = { PAGE / 2, 24, 1 };
+    struct view a = view_of(512, QUERN_F32, 3, states, wide);
+    for (int64_t at = 0; at < PAGE; at++) {
+        struct view b = view_of(512 + at, QUERN_BF16, 3, rows, narrow);
+        sharing_is(at < 80 || at > PAGE - 144, &a, &b);
+    }
+}
+END_TEST
+
+START_TEST(rows_and_heads_that_alternate_share_nothing)
+{
+    static const int64_t dims[] = { 6, 3, 8 };
+    static const int64_t heads[] = { 100, 32, 1 };  /* q k v of a head side by side, rows padded */
+    static const int64_t thirds[] = { 300, 32, 1 }; /* every third such row */
+    static const int64_t halves[] = { 200, 32, 1 };
+    struct view a = view_of(0, QUERN_F32, 3, dims, heads);
+    for (int64_t part = 1; part < 4; part++) {
+        struct view b = view_of(part * 32, QUERN_F32, 3, dims, heads);
+        sharing_is(false, &a, &b);
+    }
+    struct view first = view_of(0, QUERN_F32, 3, dims, thirds);
+    struct view second = view_of(400, QUERN_F32, 3, dims, thirds);
+    struct view either = view_of(400, QUERN_F32, 3, dims, halves);
+    sharing_is(false, &first, &second);
+    sharing_is(true, &first, &either);
+    struct view swapped =
+        view_of(32, QUERN_F32, 3, (int64_t[]){ 3, 6, 8 }, (int64_t[]){ 32, 100, 1 });
+    sharing_is(false, &a, &swapped);
+}
+END_TEST
+
+START_TEST(what_lies_in_the_padding_of_rows_shares_nothing_with_them)
+{
+    static const int64_t dims[] = { 5, 8 }, strides[] = { 12, 1 };
+    struct view rows = view_of(0, QUERN_F32, 2, dims, strides);
+    for (int64_t at = 0; at < 5 * 48; at += 4) {
+        struct view one = view_of(at, QUERN_F32, 0, NULL, NULL);
+        struct view three = view_of(at, QUERN_F32, 1, (int64_t[]){ 3 }, (int64_t[]){ 1 });
+        struct view repeated = view_of(at, QUERN_F32, 2, (int64_t[]){ 4, 3 }, (int64_t[]){ 0, 1 });
+        bool is_last = at >= 4 * 48 + 32;
+        sharing_is(!is_last && at % 48 < 32, &rows, &one);
+        sharing_is(!is_last && (at % 48 < 32 || at % 48 > 36), &rows, &three);
+        sharing_is(!is_last && (at % 48 < 32 || at % 48 > 36), &rows, &repeated);
+    }
+}
+END_TEST
+
+/* Up to four dimensions: rows within rows with gaps, in any order, or strides of any kind. */
+static struct view view_random(uint64_t *seed)
+{
+    static const int dtypes[] = { QUERN_U8, QUERN_BF16, QUERN_F32, QUERN_I64 };
+    int rank = (int)common_between(seed, 0, 4), dtype = dtypes[common_between(seed, 0, 3)];
+    int64_t dims[4] = { 0 }, strides[4] = { 0 }, inside = 1;
+    bool is_nested = common_between(seed, 0, 3);
+    for (int d = rank - 1; d >= 0; d--) {
+        dims[d] = common_between(seed, 1, 5);
+        strides[d] = is_nested ? inside + common_between(seed, 0, 1) * common_between(seed, 0, 9)
+                               : common_between(seed, 0, 60);
+        inside = is_nested ? strides[d] * dims[d] : inside;
+    }
+    if (rank > 2 && common_between(seed, 0, 1)) {
+        int64_t dim = dims[0], stride = strides[0];
+        dims[0] = dims[1], strides[0] = strides[1];
+        dims[1] = dim, strides[1] = stride;
+    }
+    return view_of(common_between(seed, 0, 300), dtype, rank, dims, strides);
+}
+
+/* A second one with the pitch of the first, as parts of one buffer have. */
+static struct view view_beside(uint64_t *seed, const struct view *first)
+{
+    struct view second = *first;
+    second.array.data = buffer + common_between(seed, 0, 300);
+    for (int d = 0; d < second.shape.rank; d++) {
+        if (common_between(seed, 0, 1))
+            second.shape.dims[d] = common_between(seed, 1, second.shape.dims[d]);
+    }
+    return second;
+}
+
+START_TEST(random_views_share_what_a_map_of_their_bytes_says)
+{
+    enum { PAIRS = 30000 };
+    uint64_t seed = common_seed();
+    int apart_count = 0, shared_count = 0;
+    for (int i = 0; i < PAIRS; i++) {
+        struct view a = view_random(&seed);
+        struct view b = i & 1 ? view_random(&seed) : view_beside(&seed, &a);
+        bool is_shared = is_marked_twice(&a, &b);
+        bool is_said = qn_arrays_share(&a.shape, &a.array, &b.shape, &b.array);
+        ck_assert_msg(is_said || !is_shared, "pair %d: shared bytes were not seen", i);
+        shared_count += is_shared;
+        apart_count += !is_said;
+    }
+    ck_assert_int_gt(shared_count, PAIRS / 10);
+    ck_assert_int_gt(apart_count, PAIRS / 10);
+    ck_assert_int_gt(shared_count + apart_count, PAIRS - PAIRS / 1000);
+}
+END_TEST
+
+/* Hundreds of rows of two pitches that have nothing in common; in fact they are apart. */
+START_TEST(views_that_are_too_intricate_to_tell_apart_count_as_sharing)
+{
+    enum { ROWS = 300, PITCH = 100003, OTHER = 99991, AFTER = 500 };
+    const int64_t dims[] = { ROWS, 1 };
+    struct view a = view_of(0, QUERN_U8, 2, dims, (int64_t[]){ PITCH, 1 });
+    struct view b = view_of(AFTER, QUERN_U8, 2, dims, (int64_t[]){ OTHER, 1 });
+    for (int64_t i = 0; i < ROWS; i++) {
+        for (int64_t j = 0; j < ROWS; j++)
+            ck_assert_int_ne(i * PITCH, AFTER + j * OTHER);
+    }
+    ck_assert(qn_arrays_share(&a.shape, &a.array, &b.shape, &b.array));
+    a.shape.dims[0] = b.shape.dims[0] = 20;
+    ck_assert(!qn_arrays_share(&a.shape, &a.array, &b.shape, &b.array));
+    a.array.strides[0] = b.array.strides[0] = INT64_C(1) << 58; /* too far for the arithmetic */
+    ck_assert(qn_arrays_share(&a.shape, &a.array, &b.shape, &b.array));
+    a.shape.dims[0] = b.shape.dims[0] = 4;
+    ck_assert(!qn_arrays_share(&a.shape, &a.array, &b.shape, &b.array));
+}
+END_TEST
+
 /* ---- Overlaps ------------------------------------------------------------------------------ */
 
 START_TEST(an_output_that_shares_memory_with_another_array_is_refused)
@@ -389,6 +579,30 @@ START_TEST(an_output_that_shares_memory_with_another_array_is_refused)
     refused("overlaps bias=");
     arrays[KINDS_BIAS].data = memory + 110; /* inputs may share */
     accepted();
+}
+END_TEST
+
+/* As parts of one convolution's output. */
+START_TEST(an_output_may_lie_between_the_rows_of_other_arrays)
+{
+    set(KINDS_X, 3, 60, 20, 1);
+    set(KINDS_OUT, 3, 60, 20, 1);
+    arrays[KINDS_OUT].data = memory + 100;
+    for (int after = -15; after <= 15; after++) {
+        arrays[KINDS_X].data = memory + 100 + after;
+        if (after > -5 && after < 5)
+            refused(": overlaps x=0x");
+        else
+            accepted();
+    }
+    arrays[KINDS_BIAS].data = memory + 100 + 2 * 20 + 15;
+    accepted();
+    arrays[KINDS_BIAS].data = memory + 100 + 2 * 20 + 16; /* its last is the first of a row */
+    refused(": overlaps bias=0x");
+    arrays[KINDS_BIAS].data = bias;
+    arrays[KINDS_X].data = memory + 105;
+    set(KINDS_X, 3, 60, 19, 1); /* one more to the left with each row */
+    refused(": overlaps x=0x");
 }
 END_TEST
 
@@ -621,7 +835,14 @@ static Suite *suite_make(void)
     tcase_add_test(tcase, an_inputs_rows_may_overlap);
     tcase_add_test(tcase, outer_strides_may_be_in_any_order);
     tcase_add_test(tcase, an_output_is_accepted_when_no_two_elements_meet_and_refused_when_they_do);
+    tcase_add_test(tcase, column_ranges_of_one_buffer_share_nothing_until_they_meet);
+    tcase_add_test(tcase, parts_of_pages_are_told_apart_whatever_their_dtypes);
+    tcase_add_test(tcase, rows_and_heads_that_alternate_share_nothing);
+    tcase_add_test(tcase, what_lies_in_the_padding_of_rows_shares_nothing_with_them);
+    tcase_add_test(tcase, random_views_share_what_a_map_of_their_bytes_says);
+    tcase_add_test(tcase, views_that_are_too_intricate_to_tell_apart_count_as_sharing);
     tcase_add_test(tcase, an_output_that_shares_memory_with_another_array_is_refused);
+    tcase_add_test(tcase, an_output_may_lie_between_the_rows_of_other_arrays);
     tcase_add_test(tcase, overlaps_are_judged_by_what_is_reached_and_not_by_size_bytes);
     tcase_add_test(tcase, a_family_may_allow_an_output_to_lie_exactly_on_an_input);
     tcase_add_test(tcase, gemm_refuses_an_output_over_its_factors);

@@ -191,6 +191,7 @@ struct call {
     struct quern_spec spec;
     int64_t m, n, stride; /* of a row, in elements, of both arrays */
     size_t element, bytes;
+    bool is_beside; /* out lies in x's memory, behind each of its rows */
     char *x, *out;
     struct qn_regions map;
     struct qn_place place;
@@ -213,7 +214,7 @@ static double get(const struct call *call, const char *array, int64_t row, int64
 }
 
 /* Arrays with `padding` elements after each row, x random. What qn_regions_init() gives. */
-static int call_init(struct call *call, const char *text, int64_t padding)
+static int call_lay(struct call *call, const char *text, int64_t padding, bool is_beside)
 {
     struct quern_array arrays[A_COUNT] = { { 0 } }, bound[QUERN_MAX_ARRAYS];
     uint64_t seed = common_seed();
@@ -225,16 +226,19 @@ static int call_init(struct call *call, const char *text, int64_t padding)
     call->spec = common_spec(call->ctx, text);
     call->m = call->spec.values[P_M];
     call->n = call->spec.values[P_N];
-    call->stride = call->n + padding > 0 ? call->n + padding : 1;
+    call->is_beside = is_beside;
+    call->stride = (is_beside ? 2 : 1) * call->n + padding;
+    call->stride = call->stride > 0 ? call->stride : 1;
     call->element = quern_dtype_bytes((int)call->spec.values[P_DTYPE]);
     call->bytes = (size_t)(call->m * call->stride) * call->element;
     call->x = malloc(call->bytes + 1);
-    call->out = malloc(call->bytes + 1);
+    call->out = is_beside ? call->x + (size_t)call->n * call->element : malloc(call->bytes + 1);
     for (int64_t row = 0; row < call->m; row++) {
         for (int64_t i = 0; i < call->stride; i++)
             put(call, call->x, row, i, (double)common_between(&seed, -40, 40) + 0.5);
     }
-    memset(call->out, 0x33, call->bytes);
+    if (!is_beside)
+        memset(call->out, 0x33, call->bytes);
     for (int i = 0; i < A_COUNT; i++)
         arrays[i] =
             (struct quern_array){ i == A_X ? call->x : call->out, 0, 2, { call->stride, 1 } };
@@ -246,6 +250,11 @@ static int call_init(struct call *call, const char *text, int64_t padding)
     ck_assert(!qn_image_init(&call->map, QN_IMAGE_ALL, &call->before, &call->why));
     ck_assert(!qn_image_init(&call->map, QN_IMAGE_WRITTEN, &call->after, &call->why));
     return QUERN_OK;
+}
+
+static int call_init(struct call *call, const char *text, int64_t padding)
+{
+    return call_lay(call, text, padding, false);
 }
 
 static int call_expect(struct call *call, uint64_t seed)
@@ -297,7 +306,8 @@ static void call_fini(struct call *call)
     qn_image_fini(&call->after);
     qn_regions_fini(&call->map);
     free(call->x);
-    free(call->out);
+    if (!call->is_beside)
+        free(call->out);
     quern_context_destroy(call->ctx);
 }
 
@@ -608,6 +618,33 @@ START_TEST(writes_into_padding_and_inputs_are_seen)
 }
 END_TEST
 
+START_TEST(an_output_between_the_rows_of_an_input_is_poisoned_and_they_are_watched)
+{
+    struct call call;
+    ck_assert_msg(!call_lay(&call, "doubled m=6 n=8", 3, true), "%s", call.why.text);
+    ck_assert_int_eq(call.map.count, 1);
+    ck_assert(qn_is_poisoned(&call.map, A_OUT));
+    ck_assert_msg(!call_expect(&call, 1), "%s", call.why.text);
+    call_run(&call);
+    passes(&call);
+    ck_assert_double_eq(call.check.covered, 1);
+    ck_assert_msg(!qn_regions_compare(&call.map, &call.place, &call.before, &call.after, &call.why),
+                  "%s", call.why.text);
+    char *last = call.x + (size_t)(5 * call.stride + 7) * call.element;
+    *last ^= 1;
+    untouched_fails(&call, "x: byte 408 was written, but it is an input");
+    *last ^= 1;
+    call.x[(size_t)(16 * call.element)] ^= 1;
+    untouched_fails(&call, "byte 64 was written");
+    call.x[(size_t)(16 * call.element)] ^= 1;
+    qn_image_poison(&call.map, &call.after, 0);
+    memset(call.out + (size_t)call.stride * call.element, 0xff, call.element);
+    fails(&call, "out: row 1, element 0: wanted");
+    ck_assert_ptr_nonnull(strstr(call.check.why, "(unwritten)"));
+    call_fini(&call);
+}
+END_TEST
+
 START_TEST(touched_ranges_are_any_number_in_any_order)
 {
     for (int64_t padding = 0; padding < 2; padding++) {
@@ -736,6 +773,7 @@ int main(void)
     tcase_add_test(tests, the_linear_check_sees_what_the_sample_leaves_out);
     tcase_add_test(tests, unwritten_rows_between_sampled_ones_are_seen);
     tcase_add_test(tests, writes_into_padding_and_inputs_are_seen);
+    tcase_add_test(tests, an_output_between_the_rows_of_an_input_is_poisoned_and_they_are_watched);
     tcase_add_test(tests, touched_ranges_are_any_number_in_any_order);
     tcase_add_test(tests, a_touched_range_outside_its_array_is_an_error);
     tcase_add_test(tests, a_reference_that_breaks_its_contract_is_an_error_and_no_crash);

@@ -212,6 +212,64 @@ START_TEST(o_may_lie_on_v_and_the_final_states_on_the_initial)
 }
 END_TEST
 
+/* q | k | v of a token and `padding` elements, as a convolution leaves them; o lies on v. */
+static void in_one_buffer(const struct common_arrays *set, int64_t padding, char *buffer,
+                          struct quern_array arrays[QUERN_MAX_ARRAYS])
+{
+    const struct quern_shape *shape = &set->shapes[Q];
+    int64_t element = (int64_t)quern_dtype_bytes(shape->dtype), pitch = padding, at = 0;
+    memcpy(arrays, set->arrays, sizeof(set->arrays));
+    for (int i = Q; i <= V; i++)
+        pitch += set->shapes[i].dims[1] * set->shapes[i].dims[2];
+    for (int i = Q; i <= V; i++) {
+        int64_t dim = set->shapes[i].dims[2], width = set->shapes[i].dims[1] * dim;
+        arrays[i] = (struct quern_array){ buffer + at * element, 0, 3, { pitch, dim, 1 } };
+        for (int64_t t = 0; t < shape->dims[0]; t++)
+            memcpy(buffer + (t * pitch + at) * element,
+                   (char *)set->arrays[i].data + t * width * element, (size_t)(width * element));
+        at += width;
+    }
+    arrays[O] = arrays[V];
+}
+
+START_TEST(q_k_and_v_may_be_columns_of_one_buffer_and_o_lie_on_v)
+{
+    static const char *const texts[] = {
+        "kda_prefill t=90 n=2 h=1 hv=2 k=64 v=128 gate=softplus l2norm=1 dtype=bf16",
+        "kda_prefill t=150 n=3 h=2 hv=2 k=64 v=64 gate=bounded lower_bound=-5 varlen=1 dtype=f32",
+    };
+    for (size_t i = 0; i < sizeof(texts) / sizeof(texts[0]); i++) {
+        struct common_arrays set;
+        struct quern_array arrays[QUERN_MAX_ARRAYS];
+        struct quern_spec spec = common_spec(ctx, texts[i]);
+        arrays_draw(&set, &spec);
+        const int64_t t = set.shapes[O].dims[0],
+                      width = set.shapes[O].dims[1] * set.shapes[O].dims[2];
+        for (int64_t padding = 0; padding <= 8; padding += 8) {
+            char *buffer = malloc((size_t)t * 4096);
+            memset(buffer, 0x3c, (size_t)t * 4096);
+            in_one_buffer(&set, padding, buffer, arrays);
+            struct quern_check judged = check(ctx, &spec, arrays);
+            ck_assert_msg(judged.ok, "%s: %s", texts[i], judged.why);
+            in_one_buffer(&set, padding, buffer, arrays);
+            run(ctx, &spec, set.arrays);
+            run(ctx, &spec, arrays);
+            size_t element = quern_dtype_bytes(set.shapes[O].dtype);
+            for (int64_t row = 0; row < t; row++)
+                ck_assert_mem_eq((char *)arrays[O].data +
+                                     (size_t)(row * arrays[O].strides[0]) * element,
+                                 (char *)set.arrays[O].data + (size_t)(row * width) * element,
+                                 (size_t)width * element);
+            arrays[O].data = (char *)arrays[V].data - element;
+            assert_refused(ctx, quern_run(ctx, &spec, arrays, NULL), QUERN_INVALID,
+                           ": overlaps k=");
+            free(buffer);
+        }
+        common_arrays_fini(&set);
+    }
+}
+END_TEST
+
 START_TEST(a_nan_stays_in_its_sequence_and_goes_on_not_back)
 {
     enum { T = 90, EACH = 30, ROW = 2 * 64, BAD = EACH + 11 };
@@ -490,6 +548,7 @@ int main(void)
     tcase_add_test(tests, the_state_of_a_chunk_is_what_a_call_of_the_tokens_before_it_leaves);
     tcase_add_test(tests, in_text_hv_is_h_unless_it_is_given_and_kda_is_kda_prefill);
     tcase_add_test(tests, o_may_lie_on_v_and_the_final_states_on_the_initial);
+    tcase_add_test(tests, q_k_and_v_may_be_columns_of_one_buffer_and_o_lie_on_v);
     tcase_add_test(tests, a_nan_stays_in_its_sequence_and_goes_on_not_back);
     tcase_add_test(tests, whatever_the_index_arrays_hold_nothing_outside_is_touched);
     tcase_add_loop_test(tests,

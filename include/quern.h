@@ -162,9 +162,10 @@ struct quern_spec {
  *    Outer ones may be in any order of size: heads of a [tokens, heads, dim] tensor as a batch are
  *    {dim, heads * dim, 1}. An input's may also be 0 or step less than what is inside them, so that
  *    elements are read more than once; an output's elements may not overlap.
- *  - Inputs may share memory. An output that shares any with another array, from the first to the
- *    last byte of each, is refused; but where the family says so (copy does, gemm does not) it may
- *    be an input's very data, shape and strides. */
+ *  - Inputs may share memory. An output that shares a byte with another array is refused; but where
+ *    the family says so (copy does, gemm does not) it may be an input's very data, shape and
+ *    strides. What lies between another's rows, such as columns of one buffer, shares none with
+ *    it. Hundreds of rows of two pitches, of which neither holds the other, may be refused too. */
 struct quern_array {
     void *data;
     size_t size_bytes;

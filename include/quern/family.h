@@ -268,7 +268,8 @@ struct quern_family {
 
     /* Bit i: array i, an output, may lie exactly on an input (same data, shape and strides), since
      * no element is written before everything that needs the input's there has read it. Any other
-     * overlap of an output is refused before bind() is called. */
+     * byte that an output shares is refused before bind() is called. Arrays may lie between each
+     * other's rows, so nothing is written there, not even for a moment or with what it holds. */
     uint32_t aliasable;
 
     /* Rules beyond the domains. They run before shape() does: what it multiplies may be bounded

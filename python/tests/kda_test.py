@@ -58,6 +58,12 @@ def borders(lengths=LENGTHS, dtype=np.int32):
     return np.cumsum([0, *lengths], dtype=dtype)
 
 
+def parts(mixed):
+    """q, k and v, side by side in the rows of a convolution's output."""
+    q, k, v = np.split(mixed, (H * K, 2 * H * K), axis=1)
+    return q.reshape(-1, H, K), k.reshape(-1, H, K), v.reshape(-1, HV, V)
+
+
 def turned(states):
     return np.ascontiguousarray(states.swapaxes(-1, -2))
 
@@ -121,10 +127,7 @@ class PrefillTest(Case):
 
     def test_parts_of_a_convolutions_output_are_taken_as_they_lie(self):
         mixed = random(sum(LENGTHS), 2 * H * K + HV * V + 8)
-        heads = mixed[:, :-8]
-        q = heads[:, :H * K].reshape(-1, H, K)
-        k = heads[:, H * K:2 * H * K].reshape(-1, H, K)
-        v = heads[:, 2 * H * K:].reshape(-1, HV, V)
+        q, k, v = parts(mixed[:, :-8])
         for part in (q, k, v):
             self.assertTrue(np.shares_memory(part, mixed))
         _, _, _, g, beta = draw(len(mixed))
@@ -134,6 +137,31 @@ class PrefillTest(Case):
         zeros = np.zeros((len(LENGTHS), HV, K, V))
         self.assert_close(o, by_sequence((unit(q), unit(k), v, g, beta), LENGTHS, zeros)[0], F32)
         np.testing.assert_array_equal(mixed, before)
+
+    def test_the_output_may_lie_on_v_among_such_parts(self):
+        before = random(sum(LENGTHS), 2 * H * K + HV * V + 8)
+        q, k, v = parts(before[:, :-8])
+        _, _, _, g, beta = draw(len(before))
+        zeros = np.zeros((len(LENGTHS), HV, K, V))
+        wanted, _ = by_sequence((unit(q), unit(k), v, g, beta), LENGTHS, zeros)
+        options = {"cu_seqlens": borders(), "use_qk_l2norm_in_kernel": True}
+        for lead in ((), (None,)):
+            mixed = before.copy()
+            q, k, v = (x[lead] if lead else x for x in parts(mixed[:, :-8]))
+            gates = (g[lead], beta[lead]) if lead else (g, beta)
+            with quern.Context("cpu", cache="") as context:
+                context.tune("kda_prefill", q, k, v, *gates, out=v, max_configs=2, **options)
+                np.testing.assert_array_equal(mixed, before)
+                o, _ = context.kda_prefill(q, k, v, *gates, out=v, **options)
+            self.assertIs(o, v)
+            self.assert_close(o.reshape(wanted.shape), wanted, F32)
+            mixed[:, 2 * H * K:-8] = before[:, 2 * H * K:-8]
+            np.testing.assert_array_equal(mixed, before)
+            call = quern.prepare("kda_prefill", q, k, v, *gates, out=v, **options)
+            self.assertIs(call()[0], v)
+            self.assert_close(v.reshape(wanted.shape), wanted, F32)
+            self.refused("overlaps k=", quern.kda_prefill, q, k, v, *gates, **options,
+                         out=mixed[:, 2 * H * K - 4:-12].reshape(v.shape))
 
     def test_states_at_the_start_of_chunks_are_kept(self):
         inputs, lengths = draw(150), (130, 20)

@@ -96,6 +96,16 @@ class Eager:
         self.others_are_left(pool)
         self.assertTrue(torch.equal(self.mixed, before))
 
+    def test_the_output_may_lie_on_v_among_such_views(self: Any) -> None:
+        wanted, after = self.wanted()
+        before = self.mixed.clone()
+        o, _ = self.prefill(self.pool, out=self.v)
+        self.assertIs(o, self.v)
+        self.near(o, wanted)
+        self.near(self.pool[self.slots.long()], after)
+        self.others_are_left(self.pool)
+        self.assertTrue(torch.equal(self.mixed[:, :2 * H * K], before[:, :2 * H * K]))
+
     def test_calls_go_as_flas(self: Any) -> None:
         batch = [x[:64].unflatten(0, (2, 32)).contiguous() for x in self.inputs]
         state = self.draw(2, HV, K, V)

@@ -229,8 +229,7 @@ def kda_prefill(q: Any, k: Any, v: Any, g: Any, beta: Any, *, A_log: Any = None,
     lower_bound   from -5 to below 0. Without use_gate_in_kernel it says nothing
     safe_gate     FLA's choice of a kernel: there is one form here, safe with any gate
     use_beta_sigmoid_in_kernel, allow_neg_eigval   beta is sigmoid(beta), and that doubled
-    out           like v; None: a new one. May be v itself, but not where q, k or another input
-                  lies between v's rows
+    out           like v; None: a new one. May be v itself, also where q and k lie between v's rows
     final_state   like initial_state, may be that itself; given, it is written and returned
     chunk_states  [T // 64 + n, HV, K, V] of q's dtype, T of all sequences: where given, the state
                   before tokens 0, 64, 128 ... of sequence i is written to row

@@ -1,5 +1,5 @@
-/* A sequence through a layer of KDA: a prompt of five tokens by kda_prefill, then three more, one at
- * a time, by kda_decode. Its state lies in slot 2 of a pool and is advanced in place; the pool's
+/* A sequence through a layer of KDA: a prompt of five tokens by kda_prefill, then three more, one
+ * at a time, by kda_decode. Its state lies in slot 2 of a pool and is advanced in place; the pool's
  * other slots stay as they are, bit for bit.
  *
  *     cc kda.c $(pkg-config --cflags --libs quern) -lm -o kda && ./kda

@@ -108,7 +108,8 @@ struct qn_expectation {
     int64_t row_count;
     struct block *values; /* what rows point into */
     int64_t compared[QUERN_MAX_ARRAYS];
-    double *linear; /* of each unit, what linear_expect() wants; NULL: no such check */
+    double *linear;        /* of each unit, what linear_expect() wants; NULL: no such check */
+    bool has_said_nothing; /* a unit expected no elements, and said so */
 };
 
 /* One thread's evaluation. */
@@ -118,6 +119,7 @@ struct quern_ref {
     struct block *scratch, *values;
     struct row *rows;
     int64_t row_count, row_capacity;
+    bool has_said_nothing;
     jmp_buf unwind;
     int status;
     struct quern_message why;
@@ -199,6 +201,7 @@ void quern_ref_expect_sums(struct quern_ref *ref, int index, int64_t first, int6
                            const double *values, double norm)
 {
     ref_check(ref, index, first, count, "expects");
+    ref->has_said_nothing |= !count;
     if (!count || ref->after)
         return;
     if (ref->row_count == ref->row_capacity) {
@@ -327,6 +330,7 @@ static int rows_collect(struct qn_expectation *expectation, struct quern_ref *re
     int status = ref->status;
     if (status)
         *why = ref->why;
+    expectation->has_said_nothing |= ref->has_said_nothing;
     int64_t total = expectation->row_count + ref->row_count;
     struct row *rows = realloc(expectation->rows, (size_t)(total ? total : 1) * sizeof(*rows));
     if (rows) {
@@ -448,7 +452,7 @@ static int expect_fill(struct qn_expectation *expectation, struct quern_message 
         free(units);
         QN_TRY(status);
     }
-    if (!expectation->row_count) {
+    if (!expectation->row_count && expectation->unit_count > 0 && !expectation->has_said_nothing) {
         quern_refuse(why, "%s: its reference expects nothing of any output", family->name);
         return QUERN_INTERNAL;
     }
@@ -549,7 +553,7 @@ static double relative(double error, double norm)
 
 static double row_error(const struct row *row, const struct outcome *outcome)
 {
-    bool are_terms = outcome->norm > 0 && row->terms > outcome->norm; /* false for NaN */
+    bool are_terms = outcome->norm > 0 && isfinite(row->terms) && row->terms > outcome->norm;
     return relative(outcome->error, are_terms ? row->terms : outcome->norm);
 }
 
@@ -678,7 +682,8 @@ static void array_judge(const struct qn_expectation *expectation, const struct q
         refuse(check, "%s: the error is %.3g of the norm, at most %.3g is allowed",
                family->arrays[index].name, rel_err, tol);
     /* What is reported is the output nearest to its bound, or furthest past it. */
-    if (check->tol < 0 || rel_err * check->tol > check->rel_err * tol) {
+    if (check->tol < 0 || (check->tol == 0 && check->rel_err == 0) ||
+        rel_err * check->tol > check->rel_err * tol) {
         check->rel_err = rel_err;
         check->tol = tol;
     }

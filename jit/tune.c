@@ -39,6 +39,7 @@
 #include <string.h>
 
 #include "jit/candidate.h"
+#include "jit/indices.h"
 #include "jit/measure.h"
 #include "jit/testbed.h"
 #include "jit/winners.h"
@@ -236,13 +237,14 @@ static void trial_store(const struct search *search, struct qn_candidate *candid
 /* ---- 2. The testbed ------------------------------------------------------------------------ */
 
 /* The caller's arrays are run on when they are of the bucket's own size; scalars may differ, and so
- * may hints, which size no array. */
+ * may hints, which size no array. A size beyond the bucket's is one that no kernel is made for, as
+ * that of a pool: the bucket's is what a call needs of it, and inputs are drawn for. */
 static bool is_bound(const struct search *search)
 {
     const struct quern_spec *spec = search->request->spec, *bucket = &search->bucket.spec;
     for (int i = 0; i < spec->family->param_count; i++) {
         if (spec->family->params[i].param_class == QUERN_DYNAMIC &&
-            spec->values[i] != bucket->values[i])
+            spec->values[i] < bucket->values[i])
             return false;
     }
     return true;
@@ -756,6 +758,8 @@ static int request_check(struct quern_context *ctx, const struct quern_request *
     int status = qn_spec_check(request->spec, &why);
     if (!status && request->arrays)
         status = qn_call_bind(ctx, request->spec, request->arrays, bound, &why);
+    if (!status && request->arrays && ctx->is_checking)
+        status = qn_call_check(ctx, request->spec, bound, NULL, &why);
     return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
 }
 

@@ -387,9 +387,8 @@ static bool is_compiled(int c, int target, int alignment)
     bool is_turn = alignment == (c + target) % ALIGNMENTS;
     if (is_kind(&cases[c], "illegal"))
         return false;
-    return common_is_exhaustive() ||
-           (is_turn &&
-            (is_kind(&cases[c], "typical") || (c + offset) % CUDA_TARGET_COUNT == target));
+    return common_is_exhaustive() || (is_turn && (is_kind(&cases[c], "typical") ||
+                                                  (c + offset) % CUDA_TARGET_COUNT == target));
 }
 
 START_TEST(a_target_compiles_cases_as_untuned_calls_would_have_them)
@@ -488,8 +487,7 @@ static Suite *suite_make(void)
     tcase_set_timeout(tcase, 0);
     tcase_add_unchecked_fixture(tcase, setup, teardown);
     tcase_add_test(tcase, a_case_that_one_target_serves_every_target_serves_in_every_alignment);
-    tcase_add_loop_test(tcase,
-                        a_target_compiles_cases_as_untuned_calls_would_have_them, 0,
+    tcase_add_loop_test(tcase, a_target_compiles_cases_as_untuned_calls_would_have_them, 0,
                         CUDA_TARGET_COUNT);
     tcase_add_test(tcase,
                    random_products_compile_for_some_target_as_an_untuned_call_would_have_them);

@@ -323,12 +323,15 @@ QUERN_API void quern_ref_read(struct quern_ref *ref, int index, int64_t first, i
 /* The same of an output after the call; for linear_actual(). */
 QUERN_API void quern_ref_actual(struct quern_ref *ref, int index, int64_t first, int64_t count,
                                 double *values);
-/* What output `index` must hold: `count` elements from `first`, one row of the error bound. */
+/* What output `index` must hold: `count` elements from `first`, one row of the error bound. A call
+ * of which no unit expects anything is a fault of the reference, unless one has said so with a
+ * count of 0. */
 QUERN_API void quern_ref_expect(struct quern_ref *ref, int index, int64_t first, int64_t count,
                                 const double *values);
 /* The same for a row each of whose elements is a sum. `norm` is the norm of all their terms: the
  * root of the sum of squares. Where terms cancel, what rounding them does is measured against it,
- * not against the little that is left; where they do not, it makes no difference. */
+ * not against the little that is left, which may then be anything so small; where they do not, it
+ * makes no difference. */
 QUERN_API void quern_ref_expect_sums(struct quern_ref *ref, int index, int64_t first, int64_t count,
                                      const double *values, double norm);
 /* Memory for `count` doubles, zeroed, until the unit ends. */

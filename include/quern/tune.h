@@ -16,7 +16,7 @@ QUERN_API int quern_fill(struct quern_context *ctx, const struct quern_spec *spe
 struct quern_check {
     int ok;
     double rel_err; /* ||out - ref|| / ||ref|| against the float64 reference */
-    double row_err; /* the worst row's, over that row's norm */
+    double row_err; /* the worst row's, over that row's norm, or its terms' */
     double tol;     /* bound of rel_err; row_err may be four times that */
     double covered; /* share of the output compared element by element */
     uint64_t seed;

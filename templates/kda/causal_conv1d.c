@@ -351,14 +351,15 @@ static void cost(const struct quern_spec *spec, struct quern_cost *cost)
                   states * (double)(v->pool ? 2 : v->initial + v->final);
 }
 
-/* Without a pool capacity stays 0, and t a multiple of n. */
+/* t is a multiple of n. No kernel is made for the pool's size: as many slots as sequences are what a
+ * call needs. */
 static void bucket(struct quern_spec *spec)
 {
     struct values *v = (struct values *)(void *)spec->values;
     v->n = quern_power_of_two_above(v->n);
     v->t = quern_power_of_two_above(v->t < v->n ? v->n : v->t);
     v->d = quern_power_of_two_above(v->d);
-    v->capacity = v->capacity ? quern_power_of_two_above(v->capacity) : 0;
+    v->capacity = v->capacity ? v->n : 0;
 }
 
 static const struct quern_variant *const variants[] = { &causal_conv1d_cuda, &causal_conv1d_cpu,

@@ -275,7 +275,7 @@ static void touched(const struct quern_spec *spec, const struct quern_array *arr
 {
     struct quern_shape shape;
     quern_def_shape(spec, index, &shape);
-    if (index == ARRAY_states && host[ARRAY_slots])
+    if (index == ARRAY_states && values_of(spec)->pool)
         conv_touch_pool(&arrays[index], &shape, host[ARRAY_slots], values_of(spec)->n, ranges);
     else
         conv_touch_whole(&arrays[index], &shape, ranges);
@@ -329,14 +329,14 @@ static void cost(const struct quern_spec *spec, struct quern_cost *cost)
         d * element * (2 * tokens + rows * (double)v->n + rows * (v->save ? tokens : (double)v->n));
 }
 
-/* Without a pool capacity stays 0. */
+/* No kernel is made for the pool's size: as many slots as sequences are what a call needs. */
 static void bucket(struct quern_spec *spec)
 {
     struct values *v = (struct values *)(void *)spec->values;
     v->n = quern_power_of_two_above(v->n);
     v->steps = quern_power_of_two_above(v->steps);
     v->d = quern_power_of_two_above(v->d);
-    v->capacity = v->capacity ? quern_power_of_two_above(v->capacity) : 0;
+    v->capacity = v->capacity ? v->n : 0;
 }
 
 static const struct quern_variant *const variants[] = { &causal_conv1d_update_cuda,

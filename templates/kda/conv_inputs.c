@@ -20,7 +20,8 @@ static int64_t common_divisor(int64_t a, int64_t b)
     return a;
 }
 
-/* i -> (factor i + offset) mod capacity: one to one, as the factor has no divisor with capacity. */
+/* i -> (factor i + offset) mod capacity: one to one, as the factor has no divisor with capacity.
+ * Sequences for which there is none have -1. */
 void conv_draw_slots(uint64_t seed, int64_t n, int64_t capacity, int32_t *slots)
 {
     int64_t most = capacity > 1 ? capacity : 1, factor = (int64_t)(hash(seed, -2) % (uint64_t)most);
@@ -28,8 +29,8 @@ void conv_draw_slots(uint64_t seed, int64_t n, int64_t capacity, int32_t *slots)
     while (common_divisor(factor, most) != 1)
         factor++;
     for (int64_t i = 0; i < n; i++) {
-        int is_padding = i >= capacity || (i > 0 && hash(seed, i) % 8 == 0);
-        slots[i] = is_padding ? -1 : (int32_t)((i * factor + offset) % most);
+        int64_t turn = (i + offset) % n;
+        slots[i] = turn < capacity ? (int32_t)((turn * factor + offset) % most) : -1;
     }
 }
 

@@ -349,12 +349,12 @@ static void cost(const struct quern_spec *spec, struct quern_cost *cost)
         cost->bytes += heads * size * (double)quern_dtype_bytes((int)v->state) * (v->save ? 1 : 2);
 }
 
-/* Without a pool capacity stays 0. */
+/* No kernel is made for the pool's size: as many slots as sequences are what a call needs. */
 static void bucket(struct quern_spec *spec)
 {
     struct values *v = (struct values *)(void *)spec->values;
     v->n = quern_power_of_two_above(v->n);
-    v->capacity = v->capacity ? quern_power_of_two_above(v->capacity) : 0;
+    v->capacity = v->capacity ? v->n : 0;
 }
 
 static const struct quern_variant *const variants[] = { &kda_decode_cuda, &kda_decode_cpu, NULL };

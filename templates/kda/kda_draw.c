@@ -56,15 +56,14 @@ void kda_draw_floats(const struct quern_shape *shape, uint64_t seed, double leas
     }
 }
 
-/* Every seventh sequence has none; the others those of the pool, shuffled, as far as they go. */
+/* Those of the pool, in no order, as far as they go; then none. */
 void kda_draw_slots(uint64_t seed, int64_t n, int64_t capacity, int32_t *slots)
 {
     const int64_t step = capacity % 7 && capacity > 7 ? 7 : 1;
     const int64_t first = capacity ? (int64_t)(kda_mix(seed) % (uint64_t)capacity) : 0;
     for (int64_t i = 0; i < n; i++) {
-        slots[i] = (int32_t)((first + i * step) % capacity);
-        if (i % 7 == 5 || i >= capacity)
-            slots[i] = -1;
+        int64_t turn = (i + first) % n;
+        slots[i] = turn < capacity ? (int32_t)((first + turn * step) % capacity) : -1;
     }
 }
 

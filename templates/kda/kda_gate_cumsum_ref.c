@@ -52,6 +52,7 @@ void kda_gate_cumsum_reference(struct quern_ref *ref, int64_t unit)
     if (v->gate && v->dt_bias)
         quern_ref_read(ref, ARRAY_dt_bias, 0, width, bias);
     find_chunk(ref, v, unit, &first, &count);
+    quern_ref_expect(ref, ARRAY_out, 0, 0, NULL); /* there may be no token in any sequence */
     for (int64_t i = first; i < first + count; i++) {
         quern_ref_read(ref, ARRAY_g, i * width, width, x);
         for (int64_t c = 0; c < width; c++)

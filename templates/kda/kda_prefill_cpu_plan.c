@@ -36,6 +36,8 @@ static int legal(const struct quern_problem *problem, const int32_t *config,
                                  "dtype=bf16");
     if (config[KNOB_AMX] && chunk < 32)
         return quern_refuse(why, "config chunk=%d: must be 32 or 64 with amx=1", chunk);
+    if (config[KNOB_AMX] && values_of(problem->bucket)->neg_eigval)
+        return quern_refuse(why, "config amx=1: must be 0 with neg_eigval=1: tiles round too much");
     return QUERN_OK;
 }
 
@@ -45,7 +47,7 @@ static void heuristic(const struct quern_problem *problem, int32_t *config)
 {
     const struct values *v = values_of(problem->bucket);
     int64_t length = v->t / (v->n ? v->n : 1);
-    config[KNOB_AMX] = has_tiles(problem) && length > 16;
+    config[KNOB_AMX] = has_tiles(problem) && !v->neg_eigval && length > 16;
     config[KNOB_CHUNK] = !config[KNOB_AMX] ? 16 : length > 64 ? 64 : 32;
 }
 

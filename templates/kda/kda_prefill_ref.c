@@ -7,8 +7,10 @@
 #define QUERN_DEF "kda/kda_prefill.def"
 #include <quern/family_def.h>
 
+#include <float.h>
 #include <math.h>
 
+#include "kda_kinds.h"
 #include "kda_prefill.h"
 #include "kda_recurrence_ref.h"
 
@@ -24,7 +26,7 @@ static void expect(struct quern_ref *ref, int index, int64_t first, int64_t coun
                    double norm)
 {
     for (int64_t i = 0; i < count; i++)
-        values[i] = isfinite(values[i]) ? values[i] : (double)NAN;
+        values[i] = fabs(values[i]) <= FLT_MAX ? values[i] : (double)NAN;
     quern_ref_expect_sums(ref, index, first, count, values, norm);
 }
 
@@ -77,8 +79,8 @@ static int is_finite(const struct values *v, const struct kda_token *token)
         sum += (token->q[d] + token->key[d]) * 0;
     for (int64_t c = 0; c < v->v; c++)
         sum += token->value[c] * 0;
-    for (int64_t d = 0; d < token->g_count; d++)
-        sum += token->g[d] * 0;
+    for (int64_t d = 0; d < token->g_count; d++) /* -Inf, as a logarithm, forgets all */
+        sum += v->gate == KDA_GATE_NONE && token->g[d] < 0 ? 0 : token->g[d] * 0;
     return sum == 0;
 }
 
@@ -130,6 +132,8 @@ void kda_prefill_reference(struct quern_ref *ref, int64_t unit)
         quern_ref_read(ref, v->pool ? ARRAY_states : ARRAY_initial_state, offset, size, stored);
         transpose(v, stored, 1, state);
     }
+    quern_ref_expect(ref, ARRAY_o, 0, 0,
+                     NULL); /* there may be no token, and no state that is kept */
     for (int64_t at = begin; at < end; at++) {
         if (v->chunk_states && (at - begin) % KDA_PREFILL_CHUNK == 0) {
             int64_t row = begin / KDA_PREFILL_CHUNK + sequence + (at - begin) / KDA_PREFILL_CHUNK;

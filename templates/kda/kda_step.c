@@ -361,6 +361,14 @@ static void cost(const struct quern_spec *spec, struct quern_cost *cost)
     }
 }
 
+/* No kernel is made for the pools' size: as many slots as sequences are what a call needs. */
+static void bucket(struct quern_spec *spec)
+{
+    struct values *v = (struct values *)(void *)spec->values;
+    v->n = quern_power_of_two_above(v->n);
+    v->capacity = v->n;
+}
+
 static const struct quern_variant *const variants[] = { &kda_step_cuda, &kda_step_cpu, NULL };
 
 const struct quern_family quern_family_kda_step = {
@@ -369,6 +377,7 @@ const struct quern_family quern_family_kda_step = {
     .doc = "a decode step of a KDA or GDN layer: filter, delta rule, gated norm",
     .variants = variants,
     .validate = validate,
+    .bucket = bucket,
     .touched = touched,
     .check_indices = check_indices,
     .inputs = inputs,

@@ -200,6 +200,7 @@ __device__ __forceinline__ void walk_chunks(struct walk *walk, const struct sequ
             store_chunk_state(walk, state);
         walk_chunk<is_end>(walk, stage, parity, (int)min(left, (int64_t)CHUNK), state);
         walk->out += CHUNK / 8 * walk->out_pitch;
+        tma_store_fence(); /* what was read by ordinary loads is overwritten by the copy engine */
         mbarrier_arrive(empty_barrier(walk, stage));
         stage = stage + 1 == STAGES ? 0 : stage + 1;
         parity ^= stage == 0;

@@ -45,8 +45,7 @@ template <int bk> __device__ __forceinline__ uint64_t wgmma_along_mn(uint32_t ti
  * row 16. The next 8 of K are `next_k` bytes further, the next 8 rows `next_rows`. */
 __device__ __forceinline__ uint64_t wgmma_plain(uint32_t tile, uint32_t next_k, uint32_t next_rows)
 {
-    return (uint64_t)(next_rows >> 4) << 32 | (uint64_t)(next_k >> 4) << 16 |
-           (tile & 0x3FFFF) >> 4;
+    return (uint64_t)(next_rows >> 4) << 32 | (uint64_t)(next_k >> 4) << 16 | (tile & 0x3FFFF) >> 4;
 }
 
 __device__ __forceinline__ void wgmma_fence(void)

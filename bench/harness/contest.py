@@ -97,6 +97,7 @@ class Contestant:
     role: str = "peer"  # "ours", "untuned"; "reader": computes nothing, so it is not checked
     against: str = "quern"  # whom of ours it is compared with, by name
     first_s = math.nan  # seconds until it could be called: compiling, its own tuning
+    first_how = ""  # what is in them, or spared: "3.10 of them tuning"
     is_in_place = True  # a call goes on from where the last one left the inouts, if there are any
 
     def run(self, index: int) -> None:
@@ -260,7 +261,8 @@ def admit(case: Case, contestant: Contestant, outcome: Outcome) -> Player | None
 
 
 def screen(players: list[Player], clock: Clock, outcome: Outcome) -> Player | None:
-    """The fastest of an entry's alternatives, the others closed; its detail says of how many."""
+    """The fastest of an entry's alternatives, the others closed; its detail says of how many, and
+    what the next one is."""
     timed = []
     for player in players if len(players) > 1 else []:
         try:
@@ -270,11 +272,15 @@ def screen(players: list[Player], clock: Clock, outcome: Outcome) -> Player | No
             leave_out(player.contestant, failure, outcome)
     if not timed:
         return players[0] if len(players) == 1 else None
-    best = min(timed, key=lambda pair: pair[0])[1]
-    for _, player in timed:
-        if player is not best:
-            shut(player.contestant, outcome.left_out)
+    timed.sort(key=lambda pair: pair[0])
+    for _, player in timed[1:]:
+        shut(player.contestant, outcome.left_out)
+    seconds, best = timed[0]
     best.contestant.detail += f", fastest of {len(timed)}"
+    if len(timed) > 1:
+        after, second = timed[1]
+        best.contestant.detail += (f" (next: {second.contestant.detail or '-'}, "
+                                   f"{after / seconds:.2f} times as long)")
     return best
 
 

@@ -157,8 +157,8 @@ def summary(run: Run) -> str:
     against = plot.compared_of(run)
     lines = [mean_cells(mean, against.get(mean["peer"], "")) for mean in run.get("means", [])]
     names = heads("<peer", "<against", "<shapes", "count", "geometric mean", "worst", "<at")
-    said = [report.tuning_text(run.get("tuning") or {}), report.busy_text(run),
-            report.ratio_text(run) if lines else ""]
+    said = [report.tuning_text(run.get("tuning") or {}), report.worse_text(run),
+            report.busy_text(run), report.ratio_text(run) if lines else ""]
     return ((table([names], lines) if lines else text("p", "No peer was compared with."))
             + "".join(text("p", line, class_="note") for line in said if line))
 
@@ -215,10 +215,12 @@ def our_cells(row: plot.Row, entry: Entry | None) -> list[str]:
 
 
 def other_cells(entry: Entry | None) -> list[str]:
-    """Another entry: us, ratio, share of the roof."""
+    """Another entry: us, and whether tuning lost; ratio, share of the roof."""
     if not entry or not plot.is_figure(entry.get("us")):
         return [number(None, "")] * 3
-    return [number(entry["us"], short(entry["us"], "#")),
+    over = report.worse_tuned(entry)
+    micros = short(entry["us"], "#") + (f" TUNED SLOWER ×{over:.2f}" if over else "")
+    return [number(entry["us"], micros),
             ratio_cell(entry.get("ratio"), entry.get("ratio_mad")), share_cell(entry)]
 
 

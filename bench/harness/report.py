@@ -13,6 +13,8 @@ from typing import Any, Mapping, TextIO
 
 Run = dict[str, Any]
 
+WORSE = 1.05  # tuned over untuned: from here the tuner's choice is said to be the worse one
+
 
 # ---- Head and progress ------------------------------------------------------------------------
 
@@ -56,6 +58,8 @@ def progress(row: dict[str, Any]) -> list[str]:
     busy = [f"    others had {row['noise']:.0%} of the machine: BUSY, distrust this shape"]
     lines = [f"    {', '.join(said) or 'nobody is left'}"]
     lines += [f"    left out: {line}" for line in row["left_out"]] + inexact
+    lines += [f"    {entry['against']}: TUNED SLOWER, {over:.3f} times {entry['name']}"
+              for entry in row["entries"] if (over := worse_tuned(entry))]
     return lines + busy if row["is_busy"] else lines
 
 
@@ -73,9 +77,20 @@ def details(row: dict[str, Any]) -> list[str]:
 
 
 def ready(entry: dict[str, Any]) -> str:
-    """How long it took until the contestant could be called, where that is known."""
-    seconds = entry.get("first_s")
-    return f"; ready in {seconds:.2f} s" if seconds and math.isfinite(seconds) else ""
+    """How long it took until the contestant could be called, and how, where that is known."""
+    seconds, how = entry.get("first_s"), entry.get("first_how")
+    if not seconds or not math.isfinite(seconds):
+        return ""
+    return f"; ready in {seconds:.2f} s" + (f", {how}" if how else "")
+
+
+def worse_tuned(entry: dict[str, Any]) -> float | None:
+    """How many times the untuned call's time the tuned one takes, where that is above WORSE; None
+    for any other entry."""
+    if entry.get("role") != "untuned" or not entry.get("ratio"):
+        return None
+    over = 1 / float(entry["ratio"])
+    return over if over > WORSE else None
 
 
 # ---- Table ------------------------------------------------------------------------------------
@@ -111,11 +126,12 @@ def our_cells(row: dict[str, Any], entry: dict[str, Any] | None) -> list[str]:
 
 
 def other_cell(entry: dict[str, Any] | None) -> str:
-    """A peer's time, ratio and share; of ours the time alone."""
+    """A peer's time, ratio and share; of ours the time alone, and whether tuning lost."""
     if not entry:
         return "-"
     if entry["role"] != "peer":
-        return f"{entry['us']:.1f}"
+        over = worse_tuned(entry)
+        return f"{entry['us']:.1f}" + (f" TUNED SLOWER x{over:.2f}" if over else "")
     error = f", error {entry['rel_err']:.1e}" if is_inexact(entry) else ""
     if entry["ratio"] is None:
         return f"{entry['us']:.1f}, -, {share(entry['of_roof'])}{error}"
@@ -151,7 +167,8 @@ def means(run: Run) -> list[str]:
         cells.append([mean["peer"], mean["group"], str(mean["count"]), f"{mean['geomean']:.3f}",
                       f"{mean['worst']:.3f}", mean["worst_label"]])
     lines = aligned(cells) if run["means"] else ["no peer was compared with"]
-    further = [tuning_text(run.get("tuning") or {}), busy_text(run), ratio_text(run)]
+    further = [tuning_text(run.get("tuning") or {}), worse_text(run), busy_text(run),
+               ratio_text(run)]
     return lines + [line for line in further if line]
 
 
@@ -169,6 +186,16 @@ def tuning_text(gain: dict[str, Any]) -> str:
         return ""
     return (f"untuned over tuned: geomean {gain['geomean']:.3f}, most {gain['worst']:.3f} "
             f"at {gain['worst_label']}; the longest tuning {gain['longest_s']:.1f} s")
+
+
+def worse_text(run: Mapping[str, Any]) -> str:
+    """The shapes whose tuned call is the slower one; "" where there are none."""
+    found = [f"{row['label']} ({over:.3f})" for row in run["rows"] for entry in row["entries"]
+             if (over := worse_tuned(entry))]
+    if not found:
+        return ""
+    return (f"TUNED SLOWER, {len(found)} of {len(run['rows'])} shapes: tuned over untuned above "
+            f"{WORSE} at {', '.join(found)}")
 
 
 def busy_text(run: Mapping[str, Any]) -> str:

@@ -2,8 +2,8 @@
 
     {"shape": params, "label", "groups", "sets", "flops", "bytes", "roof_us", "rounds", "dropped",
      "noise", "is_busy", "clocks", "left_out", "is_ours_lost", "tune_s", "dtype",
-     "entries": [{"name", "role", "detail", "first_s", "us", "mad_us", "of_roof", "against",
-                  "ratio", "ratio_mad", "rel_err", "row_err", "allowed"}]}
+     "entries": [{"name", "role", "detail", "first_s", "first_how", "us", "mad_us", "of_roof",
+                  "against", "ratio", "ratio_mad", "rel_err", "row_err", "allowed"}]}
 
 Ours comes first. A ratio is the entry's time over that of `against`, by round: the one of ours
 that the contestant names; both are null where that one did not play. noise: the greatest share of a
@@ -79,6 +79,7 @@ def entry(player: Player, base: Player | None, allowed: float) -> Row:
     return {
         "name": player.contestant.name, "role": player.contestant.role,
         "detail": player.contestant.detail, "first_s": player.contestant.first_s,
+        "first_how": player.contestant.first_how,
         "us": seconds * 1e6, "mad_us": mad(player.seconds) * 1e6,
         "of_roof": None,
         "against": base.contestant.name if base else None,

@@ -1,23 +1,28 @@
 """flash-linear-attention's Triton kernels as a peer: what an engine that takes FLA gets.
 
     prefill   chunk_kda, chunk_gated_delta_rule; packed sequences by cu_seqlens, with its copy on
-              the host, which spares FLA a wait
+              the host, which spares FLA a wait. A single long sequence also as one that is split
+              over the device (FLA_INTRACARD_CP), where FLA does that
     decode    fused_recurrent_kda and fused_recurrent_gated_delta_rule, which read states and write
               new ones; fused_recurrent_kda_fwd, which updates a pool in place by its slots
 
 It autotunes in the first call of a kind, its candidates compiled side by side (triton_compile.py).
+FLA looks for that switch in the environment at every call, so that it is set around the calls that
+are to split and nowhere else. A split call copies from the host midway, which FLA says a graph
+cannot hold; the clock tries, and goes without one.
 All in torch's inference mode, gate, sigmoid and norms in the kernels; outputs that it makes itself
 are taken into the case's for the check alone. What calls itself flash_kda is kept from answering
 for it (FLA_FLASH_KDA=0).
 """
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import importlib.metadata
 import os
 import time
-from typing import TYPE_CHECKING, Any, Callable
+from typing import TYPE_CHECKING, Any, Callable, Iterator
 
 from harness.contest import Case, Contestant, Unavailable
 from peers.delta_rule import LOWER_BOUND, batched, sizes_of
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
     Call = Callable[[], Any]
 
 WHERE = "fla-core, einops and packaging, on PYTHONPATH"
+SPLITTING = "FLA_INTRACARD_CP"  # 1: a sequence may be split
+SPLIT_FROM = 16384  # tokens of a single sequence, from which that is tried
 
 
 def functions(params: Params) -> tuple[Callable[..., Any], Callable[..., Any]]:
@@ -55,15 +62,16 @@ def common_arguments(params: Params, arrays: ArraySet) -> dict[str, Any]:
     return arguments
 
 
-def prefill_call(params: Params, arrays: ArraySet, host_cu_seqlens: Any) -> Call:
-    """() --> (o, final state)"""
+def prefill_call(params: Params, arrays: ArraySet, borders: tuple[Any, Any] | None) -> Call:
+    """() --> (o, final state). borders: cu_seqlens on the device and on the host; None: of
+    sequences that are equally long."""
     function, _ = functions(params)
     arguments = common_arguments(params, arrays)
     arguments.update(initial_state=arrays["initial_state"], output_final_state=True)
     if params["gate"] == "bounded":
         arguments["safe_gate"] = True
-    if params["lengths"]:
-        arguments.update(cu_seqlens=arrays["cu_seqlens"], cu_seqlens_cpu=host_cu_seqlens)
+    if borders:
+        arguments.update(cu_seqlens=borders[0], cu_seqlens_cpu=borders[1])
     return lambda: function(**arguments)
 
 
@@ -112,18 +120,80 @@ class Fla(Contestant):
         self._calls, self._made = [], {}
 
 
+@contextlib.contextmanager
+def splitting() -> Iterator[None]:
+    """FLA may split sequences."""
+    before = os.environ.get(SPLITTING)
+    os.environ[SPLITTING] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SPLITTING]
+        else:
+            os.environ[SPLITTING] = before
+
+
+@contextlib.contextmanager
+def scans() -> Iterator[list[bool]]:
+    """Has an element for every split that FLA makes meanwhile."""
+    module: Any = importlib.import_module("fla.ops.common.intracard_cp")
+    plain, seen = module.intracard_pre_scan, []
+
+    def pre_scan(*arguments: Any, **more: Any) -> Any:
+        seen.append(True)
+        return plain(*arguments, **more)
+
+    module.intracard_pre_scan = pre_scan
+    try:
+        yield seen
+    finally:
+        module.intracard_pre_scan = plain
+
+
+class SplitFla(Fla):
+    """Prefill of one sequence that FLA splits; run() raises Unavailable where it does not."""
+
+    def __init__(self, case: Case, detail: str, calls: list[Call]) -> None:
+        super().__init__(case, f"{detail}, the sequence split ({SPLITTING}=1)", calls, False)
+        self._has_split = False
+
+    def run(self, index: int) -> None:
+        with splitting():
+            if self._has_split:
+                super().run(index)
+                return
+            with scans() as seen:
+                super().run(index)
+        if not seen:
+            raise Unavailable("FLA does not split this sequence")
+        self._has_split = True
+
+
+def prefill_entry(case: Case) -> list[Contestant]:
+    """FLA's prefill, and for a single long sequence the split one."""
+    params, size = case.params, sizes_of(case.params)
+    name, borders = functions(params)[0].__name__, None
+    if params["lengths"]:
+        borders = case.sets[0]["cu_seqlens"], case.sets[0]["cu_seqlens"].cpu()
+    found: list[Contestant] = [
+        Fla(case, name, [prefill_call(params, arrays, borders) for arrays in case.sets], False)]
+    if size.n == 1 and size.t >= SPLIT_FROM:
+        host = importlib.import_module("torch").tensor([0, size.t])
+        borders = host.to(case.sets[0]["q"].device), host
+        calls = [prefill_call(params, arrays, borders) for arrays in case.sets]
+        found.append(SplitFla(case, name, calls))
+    return found
+
+
 def entry_of(case: Case) -> list[Contestant]:
     """The alternatives of a case; [] where FLA has none."""
-    params, prefill, decode = case.params, *functions(case.params)
+    params, decode = case.params, functions(case.params)[1]
     is_kda = params["decay"] == "channel"
     if not is_kda and params["gate"] == "bounded":
         return []
     if params["op"] == "prefill":
-        if params["state"] != "f32":
-            return []
-        host = case.sets[0]["cu_seqlens"].cpu() if params["lengths"] else None
-        calls = [prefill_call(params, arrays, host) for arrays in case.sets]
-        return [Fla(case, prefill.__name__, calls, False)]
+        return prefill_entry(case) if params["state"] == "f32" else []
     found: list[Contestant] = []
     if params["state"] == "f32":
         calls = [decode_call(params, arrays) for arrays in case.sets]
@@ -142,7 +212,7 @@ HAS_CONFIGS = False  # first_call() can only autotune
 
 def load() -> None:
     """Import FLA with what it needs. ImportError: one is not installed."""
-    os.environ["FLA_FLASH_KDA"] = "0"
+    os.environ.update({"FLA_FLASH_KDA": "0", SPLITTING: "0"})
     importlib.import_module("fla.ops.kda")
     importlib.import_module("fla.ops.gated_delta_rule")
 
@@ -196,15 +266,19 @@ class FlaDeltaRule:
             return f"fla {importlib.import_module('fla').__version__}, Triton {triton}"
 
     def enter(self, case: Case) -> list[list[Contestant]]:
-        """Each has been called once: what it tunes is tuned."""
+        """Each has been called once: what it tunes is tuned. One that raises does so again in the
+        check, which says why."""
         if case.params["dtype"] not in ("bf16", "f16"):
             return []
         alternatives = entry_of(case)
         for contestant in alternatives:
             begin = time.monotonic()
-            with side_by_side():
+            with contextlib.suppress(Exception), side_by_side():
                 contestant.run(0)
             contestant.first_s = time.monotonic() - begin
+            contestant.first_how = "candidates compiled side by side"
+            if contestant is not alternatives[0]:
+                contestant.first_how += ", after those of another call"
         return [alternatives]
 
 

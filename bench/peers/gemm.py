@@ -219,6 +219,7 @@ def ours(case: Case, tuned: quern.Context, untuned: quern.Context, seconds: floa
     found, tune_s = plain(case, call_of, (tuned, untuned), seconds, choice, say)
     if is_packing:
         packed = packed_calls(case, tuned)
-        tune_s += tune(packed[0], seconds, None, say) if seconds > 0 else 0.0
-        found.append(Quern("quern prepacked", "ours", packed, {}))
+        packed_s = tune(packed[0], seconds, None, say) if seconds > 0 else 0.0
+        tune_s += packed_s
+        found.append(Quern("quern prepacked", "ours", packed, {}, packed_s))
     return found, tune_s

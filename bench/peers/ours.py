@@ -27,14 +27,16 @@ CallOf = Callable[[Case, "quern.Context", int], Call]  # of a set
 
 
 class Quern(Contestant):
-    """quern: one prepared call a set. Raises quern.Error."""
+    """quern: one prepared call a set, which was tuned for so many seconds. Raises quern.Error."""
 
-    def __init__(self, name: str, role: str, calls: Sequence[Call], choice: dict[str, str]) -> None:
+    def __init__(self, name: str, role: str, calls: Sequence[Call], choice: dict[str, str],
+                 tune_s: float = 0.0) -> None:
         self.name, self.role = name, role
         self.against = name if role == "ours" else "quern"
         begin = time.monotonic()
         first = calls[0].prepare(**choice)
-        self.first_s = time.monotonic() - begin
+        self.first_s = tune_s + time.monotonic() - begin
+        self.first_how = f"{tune_s:.2f} of them tuning" if tune_s else ""
         self._calls = [first, *(call.prepare(**choice) for call in calls[1:])]
         self.detail = f"{first.config_from}: {first.variant} {first.config}".rstrip()
 
@@ -69,5 +71,5 @@ def plain(case: Case, call_of: CallOf, contexts: tuple[quern.Context, quern.Cont
         return [Quern("quern", "ours", tuned, choice)], 0.0
     kept = {name: value for name, value in choice.items() if name != "config"}
     tune_s = tune(tuned[0], seconds, choice.get("variant"), say)
-    return [Quern("quern", "ours", tuned, choice),
+    return [Quern("quern", "ours", tuned, choice, tune_s),
             Quern("quern untuned", "untuned", calls(contexts[1]), kept)], tune_s

@@ -36,6 +36,7 @@ from harness.shapes import BadOption  # noqa: E402
 from peers import delta_rule, gdn, kda, numpy_delta_rule  # noqa: E402
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
+SPLIT_BY_FLA = 24  # tokens from which the stand-in splits a sequence
 needs_torch = unittest.skipUnless(HAS_TORCH, "torch is not installed")
 SMALL = {"h": "2", "hv": "4", "k": "8", "v": "4", "dtype": "f32"}
 CASES: list[dict[str, str]] = [
@@ -313,6 +314,14 @@ def flash_like(q: Any, k: Any, v: Any, g: Any, beta: Any, scale: float, out: Any
     final_state.copy_(states)
 
 
+def is_splitting(cu_seqlens: Any = None, **arguments: Any) -> bool:
+    """Whether FLA's IntraCardCPBackend would split a sequence."""
+    import torch
+
+    return (os.environ.get("FLA_INTRACARD_CP", "0") != "0" and torch.is_inference_mode_enabled()
+            and cu_seqlens is not None and bool((cu_seqlens.diff() >= SPLIT_BY_FLA).any()))
+
+
 def modules() -> dict[str, Any]:
     """What sys.modules has in place of FLA's and FlashKDA's."""
     def module(**functions: Any) -> Any:
@@ -322,6 +331,8 @@ def modules() -> dict[str, Any]:
 
     def named(name: str, is_scalar: bool, function: Any = fla_like) -> Any:
         def call(**arguments: Any) -> Any:
+            if is_splitting(**arguments):
+                sys.modules["fla.ops.common.intracard_cp"].intracard_pre_scan()
             return function(is_scalar, **arguments)
 
         call.__name__ = name
@@ -332,6 +343,8 @@ def modules() -> dict[str, Any]:
                                   fused_recurrent_kda=named("fused_recurrent_kda", False)),
             "fla.ops.kda.fused_recurrent": module(
                 fused_recurrent_kda_fwd=named("fused_recurrent_kda_fwd", False, pooled)),
+            "fla.ops.common": module(),
+            "fla.ops.common.intracard_cp": module(intracard_pre_scan=lambda: None),
             "fla.ops.gated_delta_rule": module(
                 chunk_gated_delta_rule=named("chunk_gated_delta_rule", True),
                 fused_recurrent_gated_delta_rule=named("fused_recurrent", True)),
@@ -383,6 +396,53 @@ class Peers(unittest.TestCase):
             self.assertEqual(len(found), 1)
             self.assert_right(case, found[0])
             self.assertEqual(self.entered(PEER, gdn, {**row, "gate": "bounded"})[1], [])
+
+    def test_a_long_sequence_is_also_offered_to_fla_as_one_that_it_may_split(self) -> None:
+        from peers import fla_delta_rule
+
+        patched = mock.patch.object(fla_delta_rule, "SPLIT_FROM", 20)
+        with patched, mock.patch.dict(os.environ, FLA_INTRACARD_CP="0"):
+            for family in (kda, gdn):
+                row = {"op": "prefill", "t": "30", "h": "2", "gate": "softplus"}
+                case, (plain, split) = self.entered(fla_delta_rule.PEER, family, row)
+                for contestant, scans in ((plain, 0), (split, 2)):
+                    with fla_delta_rule.scans() as seen:
+                        for index in (0, 1):
+                            contestant.run(index)
+                    self.assertEqual(len(seen), scans)
+                    self.assert_right(case, contestant)
+                self.assertEqual(os.environ["FLA_INTRACARD_CP"], "0")
+                self.assertIn("the sequence split (FLA_INTRACARD_CP=1)", split.detail)
+                self.assertIn("compiled side by side", plain.first_how)
+            for more in ({"t": "19"}, {"t": "40", "n": "2"}, {"t": "40", "n": "2",
+                                                              "lengths": "30+10"}):
+                found = self.entered(fla_delta_rule.PEER, kda, {**row, **more})[1]
+                self.assertEqual(len(found), 1)
+        with mock.patch.dict(os.environ):
+            os.environ.pop("FLA_INTRACARD_CP", None)
+            with fla_delta_rule.splitting():
+                self.assertEqual(os.environ["FLA_INTRACARD_CP"], "1")
+            self.assertNotIn("FLA_INTRACARD_CP", os.environ)
+
+    def test_where_fla_cannot_split_a_line_says_so_and_the_ordinary_call_plays(self) -> None:
+        from peers import fla_delta_rule
+
+        def refuse() -> None:
+            raise RuntimeError("no graph\nfor this")
+
+        clock = mock.Mock(noise=lambda: 0.0, turn=lambda each: 1.0, screen=lambda each: 1.0)
+        scan = sys.modules["fla.ops.common.intracard_cp"]
+        for t, function, said in (("22", scan.intracard_pre_scan, "FLA does not split this"),
+                                  ("30", refuse, "RuntimeError: no graph for this")):
+            with mock.patch.object(fla_delta_rule, "SPLIT_FROM", 20), \
+                    mock.patch.object(scan, "intracard_pre_scan", function):
+                case = case_of(kda, {"op": "prefill", "t": t, "h": "1", "k": "16", "v": "16"},
+                               self.arrays)
+                outcome = contest.hold(case, fla_delta_rule.PEER.enter(case), clock,
+                                       contest.Limits(0.1, 3))
+            self.assertEqual([x.contestant.detail for x in outcome.players], ["chunk_kda"])
+            self.assertEqual(len(outcome.left_out), 1)
+            self.assertRegex(outcome.left_out[0], rf"^fla \(chunk_kda, the sequence split.*{said}")
 
     def test_a_first_call_of_fla_is_right_and_says_what_it_tuned(self) -> None:
         from peers import fla_delta_rule

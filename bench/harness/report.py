@@ -59,6 +59,7 @@ def progress(row: dict[str, Any]) -> list[str]:
     lines = [f"    {', '.join(said) or 'nobody is left'}"]
     lines += [f"    left out: {line}" for line in row["left_out"]] + inexact
     lines += [f"    {entry['against']}: TUNED SLOWER, {over:.3f} times {entry['name']}"
+              + (", in the same config" if is_same_config(entry, row["entries"]) else "")
               for entry in row["entries"] if (over := worse_tuned(entry))]
     return lines + busy if row["is_busy"] else lines
 
@@ -67,6 +68,14 @@ def is_inexact(entry: dict[str, Any]) -> bool:
     """Whether a peer plays that is further off than ours may be."""
     allowed = entry.get("allowed")
     return allowed is not None and bool(entry["rel_err"] > allowed)
+
+
+def is_same_config(entry: dict[str, Any], entries: list[dict[str, Any]]) -> bool:
+    """Whether an entry of ours runs what the one runs that it is compared with: what differs is
+    then noise. Details are "tuned: VARIANT CONFIG"."""
+    choices = [each["detail"].partition(": ")[2] for each in entries
+               if each["name"] in (entry["name"], entry["against"])]
+    return len(choices) == 2 and bool(choices[0]) and choices[0] == choices[1]
 
 
 def details(row: dict[str, Any]) -> list[str]:
@@ -84,7 +93,7 @@ def ready(entry: dict[str, Any]) -> str:
     return f"; ready in {seconds:.2f} s" + (f", {how}" if how else "")
 
 
-def worse_tuned(entry: dict[str, Any]) -> float | None:
+def worse_tuned(entry: Mapping[str, Any]) -> float | None:
     """How many times the untuned call's time the tuned one takes, where that is above WORSE; None
     for any other entry."""
     if entry.get("role") != "untuned" or not entry.get("ratio"):

@@ -305,17 +305,20 @@ class Contests(unittest.TestCase):
         self.assertEqual((slow.closed, fast.closed), (1, 0))
 
     def test_a_tuned_call_that_is_slower_than_the_untuned_one_is_said(self) -> None:
-        for untuned, over in ((0.94, 1.064), (0.96, None), (2.0, None)):
+        for seconds, over in ((0.94, 1.064), (0.96, None), (2.0, None)):
             case = fake_case()
             outcome = self.hold([[Fake(case, "quern", role="ours")],
-                                 [Fake(case, "quern untuned", seconds=untuned, role="untuned")],
+                                 [Fake(case, "quern untuned", seconds=seconds, role="untuned")],
                                  [Fake(case, "peer", seconds=0.5)]], FakeClock())
             run = {"rows": [rows.of_case(case, outcome, [])], "means": []}
             for said in (report.progress(run["rows"][0]), report.table(run), report.means(run)):
                 self.assertEqual("TUNED SLOWER" in " ".join(said), over is not None, said)
             if over:
-                self.assertIn("quern: TUNED SLOWER, 1.064 times quern untuned",
-                              " ".join(report.progress(run["rows"][0])))
+                tuned, untuned = run["rows"][0]["entries"][:2]
+                for choice, more in (("gemm a=2", ""), ("gemm a=1", ", in the same config")):
+                    tuned["detail"], untuned["detail"] = f"tuned: {choice}", "near: gemm a=1"
+                    self.assertIn(f"    quern: TUNED SLOWER, 1.064 times quern untuned{more}",
+                                  report.progress(run["rows"][0]))
                 self.assertIn("1 of 1 shapes: tuned over untuned above 1.05 at 1 2 2 f32 (1.064)",
                               " ".join(report.means(run)))
 

@@ -300,6 +300,14 @@ class Page(unittest.TestCase):
             row["is_busy"] = False
         self.assertNotIn("BUSY,", self.checked(page.summary(run)).said)
 
+    def test_a_tuned_call_that_is_slower_than_the_untuned_one_is_said(self) -> None:
+        for ratio, count in ((0.9, 2), (0.96, 0), (1.3, 0)):
+            run = random_run(1)
+            found = run["rows"][0]["entries"]
+            found[:] = [each for each in found if each["role"] != "untuned"]
+            found.append(entry(random.Random(SEED), "ours untuned", 10.0, ratio))
+            self.assertEqual(page.page([run]).count("TUNED SLOWER"), count)
+
     def test_nothing_is_fetched(self) -> None:
         found = self.checked(page.page([random_run(3)] * 2))
         others = {value for value in found.fetched if not str(value).startswith("data:")}

@@ -11,6 +11,8 @@ const char *const bad_index_specs[] = {
     "causal_conv1d t=48 n=4 d=40 varlen=1 pool=1 capacity=6",
     "causal_conv1d t=48 n=4 d=40 varlen=1 index=i64 initial=1",
     "causal_conv1d_update n=4 d=40 capacity=6",
+    "kda_step n=4 h=1 hv=2 k=64 v=64 capacity=6",
+    "kda_step n=4 h=2 hv=2 k=64 v=64 capacity=6 gate=softplus layout=vk norm=none",
     "kda_gate_cumsum t=48 n=4 hv=2 k=64 varlen=1 gate=softplus",
     "kda_gate_cumsum t=48 n=4 hv=2 decay=scalar varlen=1 index=i64",
 };

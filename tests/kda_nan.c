@@ -18,6 +18,8 @@ const char *const kda_nan_specs[] = {
     "causal_conv1d t=48 n=4 d=40 varlen=1 pool=1 capacity=6",
     "causal_conv1d_update n=4 d=40 steps=2 capacity=6",
     "causal_conv1d_update n=4 d=40 dtype=f32 pool=0",
+    "kda_step n=4 h=1 hv=2 k=64 v=64 capacity=6 gate=softplus dt_bias=1",
+    "kda_step n=4 h=2 hv=2 k=64 v=64 capacity=6 dtype=f16 decay=scalar layout=vk norm=none",
     "kda_gate_cumsum t=48 n=4 hv=2 k=64 varlen=1 gate=softplus chunk=16",
 };
 const int kda_nan_spec_count = sizeof(kda_nan_specs) / sizeof(kda_nan_specs[0]);

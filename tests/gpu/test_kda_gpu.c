@@ -6,10 +6,12 @@
  *         outputs and states put back ── launch ── compared with the first run's, guards too
  *
  * all in the order of one stream: the host looks at a counter when they are done. The configs are
- * those that the variants list as candidates: all of them for two specs, some for the others.
+ * those that the variants list as candidates, all of them for two specs, some for the others, and
+ * on GPUs those that split sequences, which no variant lists for sequences so short.
  *
  * QUERN_TEST_REPEATS=N runs another number of times, QUERN_TEST_ALL=1 all configs of all specs;
- * CK_RUN_CASE=repeats, restore, gates or inputs a part. QUERN_TEST_DEVICE=cpu tries the suite itself. */
+ * CK_RUN_CASE=repeats, restore, gates or inputs a part. QUERN_TEST_DEVICE=cpu tries the suite
+ * itself. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -156,31 +158,14 @@ static void compare(struct repeats *r, int run)
     }
 }
 
-/* ---- Repeats ------------------------------------------------------------------------------- */
+/* ---- Forms: a variant and its config ------------------------------------------------------- */
 
-/* At most 1024 tokens; sequences of none, one and many chunks; both layouts; pools and not. */
-static const char *const repeat_specs[] = {
-    "kda_prefill t=300 n=5 h=1 hv=2 varlen=1 initial=1 gate=softplus dt_bias=1 l2norm=1",
-    "kda_prefill t=260 n=4 h=2 hv=2 varlen=1 pool=1 capacity=7 gate=bounded lower_bound=-5 "
-    "layout=vk beta_logits=1 l2norm=1",
-    "kda_prefill t=1024 h=1 hv=2 dtype=f16 initial=1 layout=vk",
-    "kda_prefill t=200 n=3 h=1 hv=3 k=64 v=256 varlen=1 pool=1 capacity=5 state=bf16 l2norm=1",
-    "kda_prefill t=260 n=4 h=1 hv=2 varlen=1 index=i64 pool=1 capacity=9 decay=scalar "
-    "gate=softplus g=bf16 beta=bf16 neg_eigval=1 l2norm=1",
-};
-enum { REPEAT_SPECS = sizeof(repeat_specs) / sizeof(repeat_specs[0]), WHOLE_SPECS = 2 };
-enum { MAX_FORMS = 512, SOME_FORMS = 4, REPEATS = 10000, LOOKS = 1000 };
+enum { MAX_FORMS = 512, SOME_FORMS = 4 };
 
 struct form {
     const struct quern_variant *variant;
     char config[256];
 };
-
-static int repeat_count(void)
-{
-    const char *given = getenv("QUERN_TEST_REPEATS");
-    return given ? atoi(given) : is_gpu() ? REPEATS : 2;
-}
 
 static void forms_add(const struct quern_variant *variant, const int32_t *config,
                       struct form *forms, int *count)
@@ -233,15 +218,87 @@ static int forms_draw(struct form *forms, int count, int kept)
     return kept < count ? kept : count;
 }
 
+/* Of kda_prefill_sm80: a sequence split after 32 or 64 tokens, by wgmma and by mma.sync. */
+static const char *const segment_configs[] = {
+    "chunk=32,wgmma=1,bv=64,split=1,stages=3,segment=1",
+    "chunk=32,wgmma=1,bv=64,split=1,stages=2,segment=2",
+    "chunk=64,wgmma=0,bv=16,split=4,stages=2,segment=1",
+    "chunk=16,wgmma=0,bv=64,split=1,stages=1,segment=2",
+};
+enum { SEGMENT_CONFIGS = sizeof(segment_configs) / sizeof(segment_configs[0]) };
+
+/* Adds those that the device has; of other variants and families none. Returns how many there are
+ * with them. */
+static int forms_add_segments(const struct quern_spec *spec, struct form *forms, int count)
+{
+    const bool has_wgmma = ctx->target.sm == 90 && ctx->target.sm_suffix == 'a';
+    const struct quern_variant *const *variant = spec->family->variants;
+    while (*variant && strcmp((*variant)->name, "kda_prefill_sm80"))
+        variant++;
+    for (int i = 0; i < SEGMENT_CONFIGS && is_gpu() && *variant; i++) {
+        if (strstr(segment_configs[i], "wgmma=1") && !has_wgmma)
+            continue;
+        ck_assert_int_lt(count, MAX_FORMS);
+        forms[count].variant = *variant;
+        snprintf(forms[count].config, sizeof(forms[count].config), "%s", segment_configs[i]);
+        count++;
+    }
+    return count;
+}
+
 static int form_prepare(const struct form *form, const struct quern_spec *spec,
-                        const struct repeats *r, struct quern_kernel **kernel)
+                        const struct quern_array *arrays, struct quern_kernel **kernel)
 {
     struct quern_request request = QUERN_REQUEST_INIT;
     request.spec = spec;
-    request.arrays = r->set.arrays;
+    request.arrays = arrays;
     request.variant = form->variant->name;
     request.config = form->config;
     return quern_prepare(ctx, &request, kernel);
+}
+
+/* Compiled by all cores at once, to be found by form_get(), which says what fails. */
+static void forms_compile(const struct form *forms, int count, const struct quern_spec *spec,
+                          const struct quern_array *arrays)
+{
+#pragma omp parallel for schedule(dynamic)
+    for (int i = 0; i < count; i++) {
+        struct quern_kernel *kernel;
+        form_prepare(&forms[i], spec, arrays, &kernel);
+    }
+}
+
+/* The kernel, and `text`, of the call, with the form's name and config. */
+static struct quern_kernel *form_get(const struct form *form, const struct quern_spec *spec,
+                                     const struct quern_array *arrays, const char *text, char *what,
+                                     size_t bytes)
+{
+    struct quern_kernel *kernel;
+    snprintf(what, bytes, "%s, variant %s, config %s", text, form->variant->name, form->config);
+    int status = form_prepare(form, spec, arrays, &kernel);
+    ck_assert_msg(!status, "%s: %s", what, quern_errmsg(ctx));
+    return kernel;
+}
+
+/* ---- Repeats ------------------------------------------------------------------------------- */
+
+/* At most 1024 tokens; sequences of none, one and many chunks; both layouts; pools and not. */
+static const char *const repeat_specs[] = {
+    "kda_prefill t=300 n=5 h=1 hv=2 varlen=1 initial=1 gate=softplus dt_bias=1 l2norm=1",
+    "kda_prefill t=260 n=4 h=2 hv=2 varlen=1 pool=1 capacity=7 gate=bounded lower_bound=-5 "
+    "layout=vk beta_logits=1 l2norm=1",
+    "kda_prefill t=1024 h=1 hv=2 dtype=f16 initial=1 layout=vk",
+    "kda_prefill t=200 n=3 h=1 hv=3 k=64 v=256 varlen=1 pool=1 capacity=5 state=bf16 l2norm=1",
+    "kda_prefill t=260 n=4 h=1 hv=2 varlen=1 index=i64 pool=1 capacity=9 decay=scalar "
+    "gate=softplus g=bf16 beta=bf16 neg_eigval=1 l2norm=1",
+};
+enum { REPEAT_SPECS = sizeof(repeat_specs) / sizeof(repeat_specs[0]), WHOLE_SPECS = 2 };
+enum { REPEATS = 10000, LOOKS = 1000 };
+
+static int repeat_count(void)
+{
+    const char *given = getenv("QUERN_TEST_REPEATS");
+    return given ? atoi(given) : is_gpu() ? REPEATS : 2;
 }
 
 /* `runs` times with the bits of the first, which matches the reference. */
@@ -284,19 +341,13 @@ START_TEST(every_form_of_prefill_gives_the_same_bits_in_ten_thousand_runs)
     ck_assert_int_gt(count, 0);
     if (_i >= WHOLE_SPECS && !common_is_exhaustive())
         count = forms_draw(forms, count, SOME_FORMS);
-#pragma omp parallel for schedule(dynamic)
-    for (int i = 0; i < count; i++) { /* compiled by all cores at once; found below */
-        struct quern_kernel *kernel;
-        form_prepare(&forms[i], &spec, &r, &kernel);
-    }
+    count = forms_add_segments(&spec, forms, count);
+    forms_compile(forms, count, &spec, r.set.arrays);
     double ready = qn_now_ms();
     for (int i = 0; i < count; i++) {
-        struct quern_kernel *kernel;
         char what[700];
-        snprintf(what, sizeof(what), "%s, variant %s, config %s", repeat_specs[_i],
-                 forms[i].variant->name, forms[i].config);
-        int status = form_prepare(&forms[i], &spec, &r, &kernel);
-        ck_assert_msg(!status, "%s: %s", what, quern_errmsg(ctx));
+        struct quern_kernel *kernel =
+            form_get(&forms[i], &spec, r.set.arrays, repeat_specs[_i], what, sizeof(what));
         common_doing(what);
         gpu_watch(what);
         form_repeat(&spec, &r, kernel, runs, what);
@@ -315,8 +366,69 @@ static const char *const pools[] = {
     "kda_decode n=2 h=1 hv=1 k=64 v=64 pool=1 capacity=4096",
     "causal_conv1d t=64 n=2 d=512 varlen=1 pool=1 capacity=4096 dtype=f32",
     "causal_conv1d_update n=2 d=512 capacity=4096 dtype=f32",
+    "kda_step n=2 h=1 hv=1 k=64 v=64 capacity=4096 dtype=f32",
 };
 enum { POOLS = sizeof(pools) / sizeof(pools[0]), CAPACITY = 4096, USED_0 = 77, USED_1 = 4095 };
+
+static bool is_in_use(int64_t slot)
+{
+    return slot == USED_0 || slot == USED_1;
+}
+
+/* Every array that a call both reads and writes: floats of CAPACITY slots. */
+static bool is_pool(const struct gpu_arrays *set, int index)
+{
+    return set->host.shapes[index].role == QUERN_INOUT;
+}
+
+static int64_t slot_floats(const struct gpu_arrays *set, int index)
+{
+    return qn_shape_count(&set->host.shapes[index]) / CAPACITY;
+}
+
+/* Tokens in both sequences, so that the states of both change, and 1e30 where no call may look.
+ * Returns the bytes of the slots in use. */
+static int64_t pools_fill(struct gpu_arrays *set, const struct quern_spec *spec)
+{
+    static const struct bad_indices slots = { "slots", { USED_0, USED_1 }, NULL, false };
+    static const struct bad_indices borders = { "cu_seqlens", { 0, 30, 64 }, NULL, false };
+    int64_t used = 0;
+    int index = bad_indices_array(ctx, spec, borders.array);
+    bad_indices_put(&set->host, bad_indices_array(ctx, spec, slots.array), &slots);
+    if (index >= 0)
+        bad_indices_put(&set->host, index, &borders);
+    for (int pool = 0; pool < set->host.count; pool++) {
+        struct common_array *own = &set->host.own[pool];
+        if (!is_pool(set, pool))
+            continue;
+        int64_t slot = slot_floats(set, pool);
+        ck_assert_int_eq(set->host.shapes[pool].dtype, QUERN_F32);
+        for (int64_t i = 0; i < slot * CAPACITY; i++) {
+            if (!is_in_use(i / slot))
+                ((float *)(void *)own->data)[i] = 1e30f;
+        }
+        memcpy(own->before, own->pages, own->pages_bytes);
+        used += 2 * slot * (int64_t)sizeof(float);
+    }
+    gpu_arrays_upload(set);
+    return used;
+}
+
+/* Of the pools the slots in use have changed and no other. */
+static void pools_check(const struct gpu_arrays *set, const char *what)
+{
+    for (int pool = 0; pool < set->host.count; pool++) {
+        const struct common_array *own = &set->host.own[pool];
+        if (!is_pool(set, pool))
+            continue;
+        size_t bytes = (size_t)slot_floats(set, pool) * sizeof(float);
+        for (int64_t i = 0; i < CAPACITY; i++) {
+            const unsigned char *now = own->data + (size_t)i * bytes;
+            bool is_same = !memcmp(now, own->before + (now - own->pages), bytes);
+            assert_each(is_same == !is_in_use(i), "%s: array %d, slot %d", what, pool, (int)i);
+        }
+    }
+}
 
 /* Device memory of a tuning: private copies and saved slots within ROOM; beside that only the
  * buffer that drives the last call out of the cache, of a size that the device gives. */
@@ -329,22 +441,11 @@ START_TEST(restore_value_saves_only_the_slots_of_the_call_and_gives_every_bit_ba
     struct quern_tune_result result;
     struct quern_spec spec = common_spec(ctx, pools[_i]);
     gpu_arrays_init(&set, ctx, &spec, &gpu_layouts[0], common_random(&seed));
-    int states = bad_indices_array(ctx, &spec, "states");
-    int slots = bad_indices_array(ctx, &spec, "slots");
-    struct common_array *own = &set.host.own[states];
-    int64_t slot = qn_shape_count(&set.host.shapes[states]) / CAPACITY;
-    common_arrays_put(&set.host, slots, 0, USED_0);
-    common_arrays_put(&set.host, slots, 1, USED_1);
-    for (int64_t i = 0; i < slot * CAPACITY; i++) {
-        if (i / slot != USED_0 && i / slot != USED_1)
-            ((float *)(void *)own->data)[i] = 1e30f;
-    }
-    memcpy(own->before, own->pages, own->pages_bytes);
-    gpu_arrays_upload(&set);
+    int64_t used = pools_fill(&set, &spec);
     gpu_arrays_keep(&set);
     request.spec = &spec;
     request.arrays = set.arrays;
-    options.memory_bytes = ROOM; /* of the pool's 24 to 64 MiB */
+    options.memory_bytes = ROOM; /* of the pools' 24 to 73 MiB */
     gpu_watch(pools[_i]);
     assert_ok(ctx, quern_tune(ctx, &request, &options, &result));
     gpu_watch(NULL);
@@ -354,19 +455,15 @@ START_TEST(restore_value_saves_only_the_slots_of_the_call_and_gives_every_bit_ba
     gpu_arrays_check(&set, pools[_i]);
 
     int64_t flush = is_gpu() ? qn_rotate_bytes(&ctx->profile) : 0;
-    printf("%s: pool %zu bytes, slots in use %zu, taken %lld, of it to flush the cache %lld\n",
-           pools[_i], (size_t)(slot * CAPACITY) * sizeof(float), (size_t)slot * 2 * sizeof(float),
+    printf("%s: pools %lld bytes, slots in use %lld, taken %lld, of it to flush the cache %lld\n",
+           pools[_i], (long long)used / 2 * CAPACITY, (long long)used,
            (long long)result.scratch_bytes, (long long)flush);
-    ck_assert_int_ge(result.scratch_bytes, slot * 2 * (int64_t)sizeof(float));
+    ck_assert_int_ge(result.scratch_bytes, used);
     ck_assert_int_le(result.scratch_bytes - flush, 2 * ROOM); /* the workspace comes on top */
 
     assert_ok(ctx, quern_run(ctx, &spec, set.arrays, NULL));
     gpu_arrays_check(&set, pools[_i]);
-    for (int64_t i = 0; i < CAPACITY; i++) {
-        const unsigned char *now = own->data + i * slot * (int64_t)sizeof(float);
-        bool is_same = !memcmp(now, own->before + (now - own->pages), (size_t)slot * sizeof(float));
-        assert_each(is_same == (i != USED_0 && i != USED_1), "%s: slot %d", pools[_i], (int)i);
-    }
+    pools_check(&set, pools[_i]);
     gpu_arrays_fini(&set);
 }
 END_TEST
@@ -453,6 +550,56 @@ START_TEST(one_call_gives_what_two_give_with_a_border_off_the_chunks)
 }
 END_TEST
 
+/* ---- In place ------------------------------------------------------------------------------- */
+
+/* An input where an output lies, in the output's block, whose guards are then looked at. */
+static void put_on(const struct gpu_arrays *set, struct quern_array *arrays, int input, int output)
+{
+    const struct quern_shape *shape = &set->host.shapes[output];
+    size_t bytes = (size_t)qn_shape_count(shape) * quern_dtype_bytes(shape->dtype);
+    assert_ok(ctx, quern_memory_copy(ctx, arrays[output].data, arrays[input].data, bytes));
+    arrays[input] = arrays[output];
+}
+
+START_TEST(v_may_lie_on_o_and_the_initial_states_on_the_final_in_any_form)
+{
+    static const char text[] =
+        "kda_prefill t=300 n=4 h=1 hv=2 varlen=1 initial=1 gate=softplus l2norm=1";
+    static const struct bad_indices borders = { "cu_seqlens", { 0, 9, 9, 171, 300 }, NULL, false };
+    static struct form forms[MAX_FORMS];
+    static struct gpu_arrays set;
+    struct quern_spec spec = common_spec(ctx, text);
+    gpu_arrays_init(&set, ctx, &spec, &gpu_layouts[0], common_random(&seed));
+    bad_indices_put(&set.host, bad_indices_array(ctx, &spec, borders.array), &borders);
+    int count = forms_draw(forms, forms_find(&spec, set.arrays, forms), SOME_FORMS);
+    count = forms_add_segments(&spec, forms, count);
+    forms_compile(forms, count, &spec, set.arrays);
+    for (int i = 0; i < count; i++) {
+        struct quern_array arrays[QUERN_MAX_ARRAYS];
+        char what[500];
+        struct quern_kernel *kernel =
+            form_get(&forms[i], &spec, set.arrays, text, what, sizeof(what));
+        common_doing(what);
+        gpu_watch(what);
+        gpu_arrays_restore(&set);
+        assert_ok(ctx, quern_launch(ctx, kernel, &spec, set.arrays, NULL));
+        gpu_arrays_keep(&set);
+        gpu_arrays_restore(&set);
+        memcpy(arrays, set.arrays, sizeof(arrays));
+        put_on(&set, arrays, bad_indices_array(ctx, &spec, "v"),
+               bad_indices_array(ctx, &spec, "o"));
+        put_on(&set, arrays, bad_indices_array(ctx, &spec, "initial_state"),
+               bad_indices_array(ctx, &spec, "final_state"));
+        assert_ok(ctx, quern_launch(ctx, kernel, &spec, arrays, NULL));
+        int differing = gpu_arrays_differ(&set);
+        ck_assert_msg(differing < 0, "%s: array %d is not what it is apart", what, differing);
+        gpu_arrays_check(&set, what);
+        gpu_watch(NULL);
+    }
+    gpu_arrays_fini(&set);
+}
+END_TEST
+
 /* ---- Gates --------------------------------------------------------------------------------- */
 
 static const struct {
@@ -499,29 +646,44 @@ static void bad_arrays_init(struct gpu_arrays *set, struct quern_context *with,
     gpu_arrays_upload(set);
 }
 
+static void bad_arrays_run(struct gpu_arrays *set, struct quern_kernel *kernel,
+                           const struct quern_spec *spec, const struct bad_indices *bad,
+                           const char *what)
+{
+    struct quern_check check;
+    gpu_watch(what);
+    gpu_arrays_restore(set);
+    assert_ok(ctx, quern_launch(ctx, kernel, spec, set->arrays, NULL));
+    gpu_arrays_check(set, what);
+    gpu_arrays_restore(set);
+    assert_ok(ctx, quern_verify(ctx, kernel, spec, set->arrays, seed, &check));
+    ck_assert_msg(check.ok || bad->is_undefined, "%s: %s", what, check.why);
+    gpu_arrays_check(set, what);
+    gpu_watch(NULL);
+}
+
 START_TEST(whatever_index_arrays_hold_no_byte_but_the_outputs_is_written)
 {
+    static struct form forms[SEGMENT_CONFIGS];
     static struct gpu_arrays set;
     const struct bad_indices *bad = &bad_indices[_i];
     for (int i = 0; i < bad_index_spec_count; i++) {
         struct quern_spec spec = common_spec(ctx, bad_index_specs[i]);
         int index = bad_indices_array(ctx, &spec, bad->array);
         struct quern_kernel *kernel;
-        struct quern_check check;
-        char what[400];
+        char text[400], what[700];
         if (index < 0)
             continue;
-        bad_indices_text(bad_index_specs[i], bad, what, sizeof(what));
+        bad_indices_text(bad_index_specs[i], bad, text, sizeof(text));
         bad_arrays_init(&set, ctx, &spec, index, bad);
-        gpu_watch(what);
         assert_ok(ctx, quern_dispatch(ctx, &spec, set.arrays, &kernel));
-        assert_ok(ctx, quern_launch(ctx, kernel, &spec, set.arrays, NULL));
-        gpu_arrays_check(&set, what);
-        gpu_arrays_restore(&set);
-        assert_ok(ctx, quern_verify(ctx, kernel, &spec, set.arrays, seed, &check));
-        ck_assert_msg(check.ok || bad->is_undefined, "%s: %s", what, check.why);
-        gpu_arrays_check(&set, what);
-        gpu_watch(NULL);
+        bad_arrays_run(&set, kernel, &spec, bad, text);
+        int count = forms_add_segments(&spec, forms, 0);
+        forms_compile(forms, count, &spec, set.arrays);
+        for (int f = 0; f < count; f++) {
+            kernel = form_get(&forms[f], &spec, set.arrays, text, what, sizeof(what));
+            bad_arrays_run(&set, kernel, &spec, bad, what);
+        }
         gpu_arrays_fini(&set);
     }
 }
@@ -657,6 +819,7 @@ int main(void)
     tcase = tcase_make(suite, "inputs");
     tcase_add_loop_test(tcase, one_call_gives_what_two_give_with_a_border_off_the_chunks, 0,
                         SPLITS);
+    tcase_add_test(tcase, v_may_lie_on_o_and_the_initial_states_on_the_final_in_any_form);
     tcase_add_loop_test(tcase, whatever_index_arrays_hold_no_byte_but_the_outputs_is_written, 0,
                         bad_index_count);
     tcase_add_loop_test(tcase,

@@ -33,12 +33,13 @@ from ._families.gemm import gemm, gemm_pack
 from ._families.kda import gdn_decode, gdn_prefill, kda_decode, kda_prefill
 from ._families.kda_conv import causal_conv1d, causal_conv1d_update
 from ._families.kda_norm import gated_rmsnorm, kda_gate_cumsum, l2norm
+from ._families.kda_step import kda_step
 
 __all__ = ["Context", "Error", "Prepared", "Stats", "TuneEntry", "TuneProgress", "TuneResult",
            "View", "__version__", "call", "causal_conv1d", "causal_conv1d_update", "copy",
            "doctor", "families", "gated_rmsnorm", "gdn_decode", "gdn_prefill", "gemm",
-           "gemm_pack", "kda_decode", "kda_gate_cumsum", "kda_prefill", "l2norm",
-           "library_path", "prepare", "stats", "tune", "view"]
+           "gemm_pack", "kda_decode", "kda_gate_cumsum", "kda_prefill", "kda_step",
+           "l2norm", "library_path", "prepare", "stats", "tune", "view"]
 
 if _has_operators():
     _import_module(".torch_ops", __name__)

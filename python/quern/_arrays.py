@@ -254,18 +254,19 @@ def device_word(device: Any) -> Any:
     return device
 
 
-def maker(like: Array, shape: tuple[int, ...], dtype: str) -> Callable[[], Any]:
-    """Makes dense arrays on the device of ``like`` and of its library, contents undefined.
+def maker(like: Array, shape: tuple[int, ...], dtype: str, is_zeroed: bool = False
+          ) -> Callable[[], Any]:
+    """Makes dense arrays on the device of ``like`` and of its library; contents undefined, or 0.
 
     NumPy has no bf16 and no 8-bit floats: they are ml_dtypes' where that is imported, else a View
     of unsigned integers. Error: nobody can make one.
     """
     if like.source == "torch":
         from . import _torch
-        return _torch.maker(shape, dtype, like.device)
+        return _torch.maker(shape, dtype, like.device, is_zeroed)
     if like.source == "numpy":
         from . import _numpy
-        return partial(_numpy.empty, shape, dtype)
+        return partial(_numpy.empty, shape, dtype, is_zeroed)
     raise Error("must be given: only NumPy and torch arrays have one made for them")
 
 
@@ -276,6 +277,11 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
         strides.append(stride)
         stride *= max(extent, 1)
     return tuple(reversed(strides))
+
+
+def refuse_dtype(name: str, dtype: str, allowed: str) -> Error:
+    way = "; pass its astype(np.float32) or .float()" if dtype == "f64" else ""
+    return invalid(name, f"dtype {dtype}: must be one of: {allowed}{way}")
 
 
 def refuse_strides(name: str, array: Array) -> Error:

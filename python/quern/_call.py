@@ -10,7 +10,7 @@ afterwards is ordered by the stream, as with every other call there.
 from __future__ import annotations
 
 import sys
-from typing import Any, Optional, Sequence
+from typing import Any, Callable, Optional, Sequence
 
 from . import _context, _family, _plan
 from ._arrays import (DEVICE, Array, Kind, Readings, array_of, check_device, describe,
@@ -65,29 +65,43 @@ def stream_of(plan: Plan, context: Context, stream: Optional[int]) -> Optional[i
     return stream
 
 
-def make_outputs(plan: Plan, values: Sequence[Any], readings: Readings) -> list[Any]:
-    """The values with new outputs among them; their memory is put into the readings."""
+def make_outputs(plan: Plan, values: Sequence[Any], readings: Readings,
+                 stream: Optional[int] = None) -> list[Any]:
+    """The values with new outputs among them; their memory is put into the readings.
+
+    Zeros are written on the stream of the call, where one is given.
+    """
     completed = list(values)
     owners, data, kinds = readings
     for place, make in plan.makers:
-        made = completed[place] = make()
+        made = completed[place] = make() if stream is None else make_on(stream, plan, make)
         ((owners[place],), (data[place],), (kinds[place],)) = read_all(
             (plan.function.arrays[place],), (made,))
     return completed
+
+
+def make_on(stream: int, plan: Plan, make: Callable[[], Any]) -> Any:
+    """make(), with its work, if it has any, on the stream."""
+    if not plan.is_zeroed or plan.current_stream is None:
+        return make()
+    from . import _torch
+    with _torch.on_stream(stream, plan.device):
+        return make()
 
 
 def run(function: Function, values: tuple[Any, ...], options: tuple[Any, ...],
         context: Optional[Context], stream: Any) -> Any:
     """One call of a family. `values` and `options` are in the order of the Function's.
 
-    Returns the output, or a tuple of outputs. Error: any argument; the library's own refusals with its text.
+    Returns the output, or a tuple of outputs. Error: any argument; the library's own refusals with
+    its text.
     """
     given = None if stream is None else raw_stream(stream)
     readings = owners, data, kinds = read_all(function.arrays, values, given)
     ctx = context_for(function, kinds, context)
     plan = _plan.find(ctx, function, kinds, options)
-    result = plan.result(make_outputs(plan, values, readings) if plan.makers else values)
     raw = stream_of(plan, ctx, given)
+    result = plan.result(make_outputs(plan, values, readings, given) if plan.makers else values)
     block = plan.block(data)
     if ctx._tune_s is not None:
         from . import _tune
@@ -119,8 +133,9 @@ def call(family: str, *arrays: Any, context: Optional[Context] = None, stream: A
     A family that has a function of its own here ("gemm") is called through it. Of any other,
     arrays and parameters go by the names of its .def (`quern families FAMILY`); arrays may also be
     given by position, in its order. Sizes and dtypes that are the extents and dtypes of arrays are
-    taken from them. The first output is made if it is not given, and returned; any further one must
-    be given. context and stream are as for gemm().
+    taken from them. Outputs that a call only writes are made if they are not given, and returned,
+    several as a tuple; of a family that has none, the first array that it changes is returned.
+    context and stream are as for gemm().
 
     Error: the family or one of the arguments is unknown, missing, or refused.
     """
@@ -138,13 +153,21 @@ def function_of(family: str, arrays: tuple[Any, ...], arguments: dict[str, Any],
     function = DESCRIPTIONS.get(family)
     if function is None:
         context = context or default_for(arrays + tuple(arguments.values()))
-        function = generic(_family.find(context, family), arrays, arguments)
+        found = _family.find(context, family)  # under its alias, it may be
+        function = DESCRIPTIONS.get(found.name) or generic(found, arrays, arguments)
     return function, context
 
 
 def key_value(value: Any) -> Any:
     """An option as part of a key: 0.0 and -0.0 are equal, their texts are not."""
     return float.__repr__(value) if isinstance(value, float) else value
+
+
+def options_of(function: Function, values: Sequence[Any]) -> tuple[Any, ...]:
+    """The options of a call as part of a key. Error: one is not what its name stands for."""
+    checks = function.checks
+    return tuple([key_value(checks[name](name, value) if name in checks else value)
+                  for name, value in zip(function.options, values)])
 
 
 def default_for(values: Sequence[Any]) -> Context:
@@ -174,8 +197,8 @@ def bind(function: Function, arrays: tuple[Any, ...], arguments: dict[str, Any]
             raise Error(f"{function.name}() has no argument {name!r}: it has "
                         f"{', '.join(known)}")
     return (tuple(given.get(name) for name in function.arrays),
-            tuple(key_value(given.get(name, default))
-                  for name, default in function.options.items()))
+            options_of(function, [given.get(name, default)
+                                  for name, default in function.options.items()]))
 
 
 def generic(family: _family.Family, arrays: tuple[Any, ...], arguments: dict[str, Any]
@@ -192,13 +215,14 @@ def generic(family: _family.Family, arrays: tuple[Any, ...], arguments: dict[str
         elif name not in slots:
             known = ", ".join(dict.fromkeys((*slots, *family.params)))
             raise Error(f"{family.name}() has no argument {name!r}: it has {known}")
-    output = next((slot.name for slot in family.slots if slot.is_output), slots[0])
+    outputs = tuple(slot.name for slot in family.slots if slot.is_made)
+    changed = (slot.name for slot in family.slots if slot.is_output)
 
     def infer(named: dict[str, Optional[Array]], given: dict[str, Any]) -> Inferred:
         return Inferred({**_from_arrays(family, named), **given})
 
-    return Function(family.name, slots, slots, (output,), options, infer,
-                    (family.name, *options), slots, family.name)
+    return Function(family.name, slots, slots, outputs or (next(changed, slots[0]),), options,
+                    infer, (family.name, *options), slots, family.name)
 
 
 def _from_arrays(family: _family.Family, named: dict[str, Optional[Array]]) -> dict[str, Any]:

@@ -380,6 +380,11 @@ class Context:
         from ._families.kda import gdn_decode
         return gdn_decode(q, k, v, g, beta, context=self, **options)
 
+    def kda_step(self, x: Any, weight: Any, g: Any, beta: Any, **options: Any) -> Any:
+        """quern.kda_step() in this context."""
+        from ._families.kda_step import kda_step
+        return kda_step(x, weight, g, beta, context=self, **options)
+
     def causal_conv1d(self, x: Any, weight: Any, bias: Any = None, **options: Any) -> Any:
         """quern.causal_conv1d() in this context."""
         from ._families.kda_conv import causal_conv1d

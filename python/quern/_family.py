@@ -36,6 +36,7 @@ class Slot(NamedTuple):
     dtype: Optional[str]  # the DTYPE parameter that it is; None: an expression or a constant
     dims: tuple[Optional[str], ...]  # the SIZE parameter that each extent is; None: likewise
     is_output: bool  # OUT or INOUT, under some parameters at least
+    is_made: bool  # OUT, under some parameters at least
 
 
 class Family:
@@ -56,9 +57,10 @@ class Family:
         dtype = _text(info.dtype)
         dims = [word.strip() for word in _split(_text(info.shape))]
         sizes = {name for name, param in self.params.items() if param.kind == _structs.SIZE}
+        role = _text(info.role)
         return Slot(_text(info.name), dtype if dtype in self.params else None,
                     tuple(dim if dim in sizes else None for dim in dims),
-                    "OUT" in _text(info.role))
+                    "OUT" in role, "OUT" in role.replace("INOUT", ""))
 
 
 def _text(value: Optional[bytes]) -> str:

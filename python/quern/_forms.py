@@ -7,9 +7,12 @@ symbolic, since operators of torch are traced through the same functions.
 
 from __future__ import annotations
 
-from typing import Any, Optional
+import math
+import numbers
+import sys
+from typing import Any, Callable, Optional
 
-from ._arrays import Array, check_strides
+from ._arrays import Array, check_strides, refuse_dtype
 from ._errors import Error, invalid
 
 Arrays = dict[str, Optional[Array]]
@@ -39,12 +42,62 @@ def require(name: str, array: Array, shape: Extents, why: str, dtype: Optional[s
     check_strides(name, array)
 
 
-def flag(options: dict[str, Any], name: str) -> bool:
-    """Error unless it is True or False, or 1 or 0."""
-    value = options[name]
-    if isinstance(value, str) or value not in (0, 1):
-        raise Error(f"{name}={value!r}: must be True or False")
+def require_float(name: str, array: Array) -> None:
+    """Error unless it is of a dtype that the families compute in."""
+    if array.dtype not in ("f32", "bf16", "f16"):
+        raise refuse_dtype(name, array.dtype, "bf16 f16 f32")
+
+
+# ---- Checks of options: Function.checks ----------------------------------------------------------
+
+
+def _refuse(name: str, value: Any, text: str) -> Error:
+    """Of what may be an array the type is said, since its text may be long."""
+    said = repr(value) if isinstance(value, (str, int, float)) else f"<{type(value).__name__}>"
+    return Error(f"{name}={said}: must be {text}")
+
+
+def flag(name: str, value: Any) -> bool:
+    """Error unless it is True or False, 1 or 0, or NumPy's."""
+    own = isinstance(value, (int, getattr(sys.modules.get("numpy"), "bool_", int)))
+    if not own or value not in (0, 1):
+        raise _refuse(name, value, "True or False")
     return bool(value)
+
+
+def real(name: str, value: Any) -> Optional[float]:
+    """Error unless it is a finite number, or None."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise _refuse(name, value, "a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
+        raise Error(f"{name}={number}: must be finite")
+    return int(value) if isinstance(value, numbers.Integral) else number
+
+
+def whole(name: str, value: Any) -> int:
+    """Error unless it is a whole number."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise _refuse(name, value, "a whole number")
+    return int(value)
+
+
+def checks_of(options: dict[str, Any]) -> dict[str, Callable[[str, Any], Any]]:
+    """Those of flags, whose defaults are False, and of numbers."""
+    checks: dict[str, Callable[[str, Any], Any]] = {}
+    for name, default in options.items():
+        if isinstance(default, bool):
+            checks[name] = flag
+        elif isinstance(default, int):
+            checks[name] = whole
+        elif isinstance(default, float) or name in ("scale", "lower_bound"):
+            checks[name] = real
+    return checks
 
 
 def product(extents: Extents) -> int:
@@ -93,6 +146,9 @@ def count_sequences(arrays: Arrays, name: str, lead: Extents) -> int:
     if len(lead) == 2 and lead[0] != 1:
         raise invalid(name, f"{lead[0]} of [B, T, ...]: B must be 1 with cu_seqlens, which packs "
                       "sequences")
+    if borders.shape[0] == 1 and product(lead) != 0:
+        raise invalid("cu_seqlens", f"shape {borders.shape}: must be (n + 1,) with n of at least "
+                      f"1, as {name} has {product(lead)} tokens")
     return borders.shape[0] - 1
 
 

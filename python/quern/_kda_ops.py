@@ -14,15 +14,15 @@ What is not here: what torch_ops.py says is not there.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import torch
 
 from . import _torch
 from ._arrays import Array
-from ._call import key_value, run
+from ._call import options_of, run
 from ._errors import invalid
-from ._families import kda, kda_conv, kda_norm
+from ._families import kda, kda_conv, kda_norm, kda_step
 from ._plan import Function
 
 
@@ -33,7 +33,7 @@ class _Operator(NamedTuple):
     inputs: str
     others: str  # further ones that only NAME_out reads
     written: str  # what NAME_out writes to, after out
-    like: str  # the input that out is shaped like
+    like: str  # the input that out is shaped like, but for kda_step's
     is_pure: bool = True  # there is a NAME, too
 
 
@@ -53,6 +53,8 @@ _OPERATORS = {
                   "slots?", "final_state? states?", "x"),
         _Operator(kda_conv.CAUSAL_CONV1D_UPDATE, "x weight bias?", "slots?", "states windows?", "x",
                   False),
+        _Operator(kda_step.KDA_STEP, "x weight bias? g beta A_log? dt_bias? z? norm_weight?",
+                  "slots", "conv_states states", "x", False),
         _Operator(kda_norm.L2NORM, "x", "", "", "x"),
         _Operator(kda_norm.GATED_RMSNORM, "x z weight", "", "", "x"),
         _Operator(kda_norm.KDA_GATE_CUMSUM, "g A_log? dt_bias? cu_seqlens?", "", "", "g"),
@@ -84,8 +86,8 @@ _NULLABLE = {"activation": "str?"}  # what None stands for; of others a float
 
 
 def _option(name: str, default: Any) -> str:
-    if default is None:
-        return f"{_NULLABLE.get(name, 'float?')} {name}=None"
+    if default is None or name in _NULLABLE:
+        return f"{_NULLABLE.get(name, 'float?')} {name}={default!r}"
     return f"{type(default).__name__} {name}={default!r}"
 
 
@@ -102,8 +104,8 @@ def _implementation(function: Function, names: Tuple[str, ...], is_pure: bool
         given = dict(zip(names, tensors))
         given.update(named)
         values = tuple([given.get(name) for name in function.arrays])
-        options = tuple([key_value(given.get(name, default))
-                         for name, default in function.options.items()])
+        options = options_of(function, [given.get(name, default)
+                                        for name, default in function.options.items()])
         if not is_pure:
             _check_final(given)
         made = run(function, values, options, None, None)
@@ -180,6 +182,39 @@ def register(library: Any, tags: Any) -> None:
 # ---- While torch.compile traces ------------------------------------------------------------------
 
 
+def _made_out(operator: _Operator, given: Dict[str, Any], named: Dict[str, Any]) -> torch.Tensor:
+    """A new out, of zeros where tokens may belong to no sequence."""
+    like, name = given[operator.like], operator.function.name
+    shape, dtype = like.shape, like.dtype
+    if name == "kda_gate_cumsum":
+        dtype = torch.float32
+    elif name == "kda_step" and given["states"].dim() == 4:  # else it is refused
+        states = given["states"].shape
+        shape = (like.shape[0], states[1], states[2 if named["state_v_first"] else 3])
+    if name in ("kda_prefill", "gdn_prefill") and given["cu_seqlens"] is not None:
+        return like.new_zeros(shape, dtype=dtype)
+    return like.new_empty(shape, dtype=dtype)
+
+
+def _made_final(operator: _Operator, given: Dict[str, Any], named: Dict[str, Any]) -> torch.Tensor:
+    """A new final_state; of arguments that are refused any tensor."""
+    first, borders = given[operator.inputs.split()[0]], given.get("cu_seqlens")
+    is_delta = operator.like == "v"
+    is_packed = operator.function.family != "kda_decode" and first.dim() == (3 if is_delta else 2)
+    n = 1 if is_packed or not first.dim() else first.shape[0]
+    if borders is not None:
+        n = borders.shape[0] - 1 if borders.dim() else 0
+    if not is_delta:
+        taps = given["weight"].shape[-1] - 1 if given["weight"].dim() == 2 else 0
+        return first.new_empty((n, taps, first.shape[-1]))
+    v, before = given["v"], given["initial_state"]
+    shape: Any = (0,)
+    if first.dim() == v.dim() and v.dim() in (3, 4):
+        last = (v.shape[-1], first.shape[-1])
+        shape = (n, v.shape[-2], *(last if named["state_v_first"] else last[::-1]))
+    return v.new_empty(shape, dtype=torch.float32 if before is None else before.dtype)
+
+
 def traced(name: str, values: Tuple[Any, ...], options: Tuple[Any, ...]) -> Any:
     """What the function `name` is then: NAME, or where an argument is written NAME_out."""
     operator = _OPERATORS[name]
@@ -196,12 +231,12 @@ def traced(name: str, values: Tuple[Any, ...], options: Tuple[Any, ...]) -> Any:
             return made
         return made[0], made[1] if wants_final else None
     if given["out"] is None:
-        like = given[operator.like]
-        dtype: Optional[torch.dtype] = torch.float32 if name == "kda_gate_cumsum" else like.dtype
-        rest["out"] = torch.empty_like(like, dtype=dtype, memory_format=torch.contiguous_format)
+        rest["out"] = _made_out(operator, given, named)
+    if wants_final and all(given.get(key) is None for key in ("final_state", "states", "slots")):
+        rest["final_state"] = _made_final(operator, given, named)
     every = {key: value for key, value in zip(_names(operator.inputs), inputs)
              if value is not None}
     getattr(torch.ops.quern, name + "_out").default(**every, **rest, **named)
     if len(function.outputs) == 1:
         return rest["out"]
-    return rest["out"], given["final_state"]
+    return rest["out"], rest.get("final_state")

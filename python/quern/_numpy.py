@@ -60,12 +60,13 @@ _LONG_NAMES = {short: name for name, short in _structs.SHORT_NAMES.items()}
 _PLAIN = {short: numpy.dtype(name) for short, name in _LONG_NAMES.items() if hasattr(numpy, name)}
 
 
-def empty(shape: tuple[int, ...], dtype: str) -> Any:
+def empty(shape: tuple[int, ...], dtype: str, is_zeroed: bool = False) -> Any:
     """A new array; of a dtype that NumPy lacks ml_dtypes' if imported, else a View of integers."""
+    make = numpy.zeros if is_zeroed else numpy.empty
     if dtype in _PLAIN:
-        return numpy.empty(shape, _PLAIN[dtype])
+        return make(shape, _PLAIN[dtype])
     ml_dtypes = sys.modules.get("ml_dtypes")
     if ml_dtypes is not None:
-        return numpy.empty(shape, getattr(ml_dtypes, _LONG_NAMES[dtype]))
+        return make(shape, getattr(ml_dtypes, _LONG_NAMES[dtype]))
     carrier = numpy.uint16 if _structs.DTYPE_BYTES[dtype] == 2 else numpy.uint8
-    return View(numpy.empty(shape, carrier), dtype)
+    return View(make(shape, carrier), dtype)

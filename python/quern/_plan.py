@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import ctypes
 import math
+import re
 import struct
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, NamedTuple, Optional, Sequence
 
 from . import _family, _structs
-from ._arrays import Array, Kind, array_of, check_strides, maker, remember
+from ._arrays import Array, Kind, array_of, check_strides, maker, refuse_dtype, remember
 from ._errors import Error, invalid
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _MOST_PLANS = 65536  # of a context, about 1.5 KB each; the older half goes then
 
 
-_WAYS = {"f64": "; pass its astype(np.float32) or .float()"}  # out of a dtype that is refused
+_REFUSAL = re.compile(r"(\w+)=([^:]*): (.*)")  # of a parameter, as the library says it
 
 
 class Inferred(NamedTuple):
@@ -40,6 +41,9 @@ class Inferred(NamedTuple):
     asked: dict[str, str] = {}  # parameter: the option that alone says it, where one does
     made: dict[str, tuple[tuple[int, ...], str]] = {}  # shapes and dtypes of outputs to be made;
     #                               of those not named here they are the family's
+    origins: dict[str, tuple[str, str]] = {}  # parameter: the argument whose shape says it, and
+    #                               what stands there ("K"); or the option, and ""
+    zeroed: tuple[str, ...] = ()  # outputs that are made as zeros
 
 
 class Function(NamedTuple):
@@ -56,6 +60,7 @@ class Function(NamedTuple):
     positional: tuple[str, ...]  # the arrays in the order in which they go without names
     name: str  # of the function; the family's unless it serves a part of that
     fixed: dict[str, Any] = {}  # the parameters that make it that part
+    checks: dict[str, Callable[[str, Any], Any]] = {}  # of options: the value, or an Error
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +80,8 @@ class Plan:
     noted: tuple[int, ...]  # written ones that note_write() is called with: torch's
     note_write: Optional[Callable[[Any], None]]
     names: dict[str, str]  # what Python calls an array of the family, where it differs
+    is_zeroed: bool  # an output is made as zeros
+    device: str  # where it is made
 
     def block(self, data: list[int]) -> bytes:
         """The struct quern_array[] of one call."""
@@ -149,7 +156,7 @@ def _make(context: Context, function: Function, kinds: list[Optional[Kind]],
     pack = struct.Struct(_structs.ARRAY_FORMAT * len(arrays)).pack
     return Plan(function, family, spec, ctypes.byref(spec), pack, _parts(block), returns,
                 tuple(makers), _current_stream(kinds), is_written, tuple(noted),
-                _note_write() if noted else None, renamed)
+                _note_write() if noted else None, renamed, bool(inferred.zeroed), context.device)
 
 
 def _maker(name: str, arrays: Sequence[Optional[Array]], shape: _structs.Shape,
@@ -160,7 +167,7 @@ def _maker(name: str, arrays: Sequence[Optional[Array]], shape: _structs.Shape,
     extents, word = inferred.made.get(name, (dims[-inferred.output_rank:], dtype))
     assert (math.prod(extents), word) == (math.prod(dims), dtype)
     try:
-        return maker(like, extents, dtype)
+        return maker(like, extents, dtype, name in inferred.zeroed)
     except Error as error:
         raise Error(f"{name}: {error}") from None
 
@@ -217,9 +224,23 @@ def _spec(context: Context, family: _family.Family, inferred: Inferred,
             if name in inferred.asked:
                 raise Error(f"{inferred.asked[name]}={value}: must be one of: {allowed}")
             source = next((source for source in sources if named.get(source)), sources[0])
-            raise invalid(source,
-                          f"dtype {value}: must be one of: {allowed}{_WAYS.get(value, '')}")
-    return _family.make_spec(context, family, inferred.params)
+            raise refuse_dtype(source, value, allowed)
+    try:
+        return _family.make_spec(context, family, inferred.params)
+    except Error as error:
+        raise _said_of(error, inferred, named) from None
+
+
+def _said_of(error: Error, inferred: Inferred, named: dict[str, Optional[Array]]) -> Error:
+    """The library's refusal of a parameter as one of the argument that says it."""
+    match = _REFUSAL.fullmatch(str(error))
+    origin, word = inferred.origins.get(match.group(1), ("", "")) if match else ("", "")
+    if not match or not origin:
+        return error
+    array = named.get(origin)
+    if array is None:
+        return Error(f"{origin}={match.group(2)}: {match.group(3)}", error.status)
+    return Error(f"{origin}: shape {array.shape}: {word} {match.group(3)}", error.status)
 
 
 def check_array(name: str, array: Optional[Array], shape: _structs.Shape) -> None:

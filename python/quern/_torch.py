@@ -124,8 +124,11 @@ def check_class(tensor: torch.Tensor) -> None:
         raise Error(f"a {kind} wraps other tensors: pass one that has its own memory")
 
 
-def maker(shape: Tuple[int, ...], dtype: str, device: str) -> Callable[[], torch.Tensor]:
-    """Makes dense tensors, not filled; empty_strided() costs half of what empty() does."""
+def maker(shape: Tuple[int, ...], dtype: str, device: str, is_zeroed: bool
+          ) -> Callable[[], torch.Tensor]:
+    """Makes dense tensors, zeros or not filled; empty_strided() costs half of what empty() does."""
+    if is_zeroed:
+        return partial(torch.zeros, shape, dtype=dtype_of(dtype), device=torch.device(device))
     return partial(
         torch.empty_strided,
         shape,
@@ -133,6 +136,11 @@ def maker(shape: Tuple[int, ...], dtype: str, device: str) -> Callable[[], torch
         dtype=dtype_of(dtype),
         device=torch.device(device),
     )
+
+
+def on_stream(stream: int, device: str) -> Any:
+    """Within it torch works on the stream with this address."""
+    return torch.cuda.stream(torch.cuda.ExternalStream(stream, device=device))
 
 
 note_write: Callable[[torch.Tensor], None] = torch.autograd.graph.increment_version

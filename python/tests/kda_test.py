@@ -7,6 +7,7 @@ import os
 from unittest import mock
 
 from common import Case, from_bf16, main, np, poisoned, quern, random, to_bf16
+from quern._families import DESCRIPTIONS
 
 F32 = 1e-5  # bound of the relative error: that of the families' own checks
 H, HV, K, V = 1, 2, 64, 64
@@ -91,6 +92,20 @@ class PrefillTest(Case):
                 self.assert_close(o.reshape(wanted.shape), wanted, F32)
                 self.assert_close(final, after, F32)
                 np.testing.assert_array_equal(final[1], state[1])  # of no token
+
+    def test_tokens_of_no_sequence_are_zeros_unless_out_is_given(self):
+        q, k, v, g, beta = draw(40)
+        some = np.array([5, 20, 30], np.int32)
+        for function, decay in ((quern.kda_prefill, g), (quern.gdn_prefill, g[..., 0])):
+            inputs = q, k, v, decay, beta
+            for _ in range(3):
+                poisoned(40, HV, V)  # what is made next may lie where this lay
+                o, _ = function(*inputs, cu_seqlens=some)
+                self.assertTrue((o[:5] == 0).all() and (o[30:] == 0).all())
+            out = poisoned(40, HV, V)
+            function(*inputs, cu_seqlens=some, out=out)
+            self.assertTrue(np.isnan(out[:5]).all() and np.isnan(out[30:]).all())
+            np.testing.assert_array_equal(out[5:30], o[5:30])
 
     def test_no_final_state_is_none(self):
         inputs = draw(20)
@@ -372,6 +387,130 @@ class AroundTest(Case):
         self.assert_close(out, np.cumsum(decays.astype(float), 1) / np.log(2), 1e-5)
 
 
+class StepTest(Case):
+    """kda_step: what the three calls that it stands for give."""
+
+    def setUp(self):
+        self.width = 2 * H * K + HV * V
+        self.x, self.weight, self.bias = random(3, self.width), random(self.width, 4), None
+        _, _, _, self.g, self.beta = draw(3)
+        self.states, self.windows = random(6, HV, K, V), random(6, 3, self.width)
+        self.slots = np.array([4, -1, 1], np.int32)
+
+    def separately(self, states, windows, g, decode, **options):
+        """o before the norm, of the calls one after the other."""
+        y = quern.causal_conv1d_update(self.x, windows, self.weight, self.bias, slots=self.slots,
+                                       activation="silu")
+        parts = np.split(y, (H * K, 2 * H * K), 1)
+        q, k, v = (part.reshape(3, -1, width) for part, width in zip(parts, (K, K, V)))
+        return decode(q, k, v, g, self.beta, states=states, slots=self.slots,
+                      use_qk_l2norm_in_kernel=True, **options)[0]
+
+    def step(self, states, windows, g, **options):
+        return quern.kda_step(self.x, self.weight, g, self.beta, bias=self.bias, states=states,
+                              conv_states=windows, slots=self.slots,
+                              use_qk_l2norm_in_kernel=True, **options)
+
+    def check(self, g, decode, **options):
+        states, windows = self.states.copy(), self.windows.copy()
+        wanted = self.separately(states, windows, g, decode, **options)
+        z, scales = random(3, HV, V), random(V)
+        for norm in ({}, {"z": z, "norm_weight": scales, "norm_activation": "silu", "eps": 1e-3}):
+            pool, inputs = self.states.copy(), self.windows.copy()
+            out = poisoned(3, HV, V)
+            self.assertIs(self.step(pool, inputs, g, out=out, **norm, **options), out)
+            if norm:
+                wanted = quern.gated_rmsnorm(wanted, z, scales, activation="silu", eps=1e-3)
+            self.assert_close(out, wanted, F32)
+            self.assertTrue((out[1] == 0).all())
+            self.assert_close(pool, states, F32)
+            np.testing.assert_array_equal(inputs, windows)
+            for kept in (0, 2, 3, 5):
+                np.testing.assert_array_equal(pool[kept], self.states[kept])
+
+    def test_it_is_the_three_calls_of_a_layer(self):
+        self.bias = random(self.width)
+        self.check(self.g, quern.kda_decode, scale=0.5)
+
+    def test_a_decay_for_each_head_makes_it_gdn(self):
+        self.check(np.ascontiguousarray(self.g[..., 0]), quern.gdn_decode,
+                   A_log=random(HV), dt_bias=random(HV), use_gate_in_kernel=True)
+
+    def test_pools_may_have_other_layouts(self):
+        states, windows = self.states.copy(), self.windows.copy()
+        wanted = self.step(states, windows, self.g)
+        other = turned(self.states)
+        whole = np.ascontiguousarray(self.windows)
+        o = self.step(other, whole.swapaxes(1, 2), self.g, state_v_first=True)
+        self.assert_close(o, wanted, F32)
+        self.assert_close(other, turned(states), F32)
+        np.testing.assert_array_equal(whole, windows)
+
+    def test_it_is_tuned_prepared_and_called_by_name(self):
+        pools = self.states.copy(), self.windows.copy()
+        named = {"g": self.g, "beta": self.beta, "slots": self.slots}
+        found = quern.tune("kda_step", self.x, self.weight, states=pools[0],
+                           conv_states=pools[1], max_configs=2, **named)
+        self.assertEqual(found.best.variant, "kda_step_cpu")
+        np.testing.assert_array_equal(pools[0], self.states)
+        np.testing.assert_array_equal(pools[1], self.windows)
+        step = quern.prepare("kda_step", self.x, self.weight, states=pools[0],
+                             conv_states=pools[1], **named)
+        again = self.states.copy(), self.windows.copy()
+        self.assert_close(step(), quern.call("kda_step", self.x, self.weight, states=again[0],
+                                             conv_states=again[1], **named), 0)
+        np.testing.assert_array_equal(pools[1], again[1])
+
+    def test_a_call_by_the_tables_alone_makes_what_is_only_written(self):
+        states, windows = self.states.copy(), self.windows.copy()
+        wanted = quern.kda_step(self.x, self.weight, self.g, self.beta, states=states,
+                                conv_states=windows, slots=self.slots)
+        given = {"x": self.x, "weight": self.weight, "g": self.g, "beta": self.beta,
+                 "slots": self.slots, "norm": "none", "h": H, "k": K, "v": V}
+        with mock.patch.dict(DESCRIPTIONS):
+            del DESCRIPTIONS["kda_step"]
+            pool, inputs = self.states.copy(), self.windows.copy()
+            o = quern.call("kda_step", **given, states=pool, conv_states=inputs)
+            np.testing.assert_array_equal(o, wanted)
+            np.testing.assert_array_equal(inputs, windows)
+            del DESCRIPTIONS["causal_conv1d"]
+            y, final = quern.call("causal_conv1d", self.x, self.weight, n=1, act="none", final=0)
+            self.assertIsNone(final)
+            np.testing.assert_array_equal(y, quern.causal_conv1d(self.x, self.weight)[0])
+
+    def test_mistakes_are_named(self):
+        given = {"states": self.states, "conv_states": self.windows, "slots": self.slots}
+        z, scales = random(3, HV, V), random(V)
+
+        def refuse(text, *changed, **named):
+            arrays = changed or (self.x, self.weight, self.g, self.beta)
+            self.refused(text, quern.kda_step, *arrays, **{**given, **named})
+
+        rest = self.weight, self.g, self.beta
+        refuse("x: shape (256,): must be [n, D]", self.x[0], *rest)
+        refuse("x: 250 channels: must be 2 H 64 + 128, with H a divisor of 2", self.x[:, :250],
+               self.weight[:250], *rest[1:])
+        refuse("x: dtype f64: must be one of: bf16 f16 f32", self.x.astype(float), *rest)
+        refuse("weight: shape (250, 4): must be (256, W)", self.x, self.weight[:250], *rest[1:])
+        refuse("states: shape (6, 2, 64): must be (slots, HV, K, V)", states=self.states[..., 0])
+        refuse("conv_states: shape (6, 2, 256): must be (6, 3, 256)",
+               conv_states=self.windows[:, 1:])
+        refuse("g: shape (3, 1, 64): must be (3, 2, 64)", self.x, self.weight, self.g[:, :1],
+               self.beta)
+        refuse("slots: must be given", slots=None)
+        refuse("slots: dtype i64: must be i32", slots=self.slots.astype(np.int64))
+        refuse("z: must be given with norm_weight", norm_weight=scales)
+        refuse("norm_weight: must be given", z=z)
+        refuse("norm_activation=tanh: must be one of", z=z, norm_weight=scales,
+               norm_activation="tanh")
+        refuse("A_log: must be given", use_gate_in_kernel=True)
+        refuse("out: shape (3, 2, 32): must be (3, 2, 64)", out=poisoned(3, HV, 32))
+        with mock.patch.dict(os.environ, QUERN_CHECK="1"), \
+                quern.Context("cpu", cache="") as context:
+            self.refused("slots[0]=6: must be", context.kda_step, self.x, *rest,
+                         **{**given, "slots": np.array([6, 0, 1], np.int32)})
+
+
 class CallsTest(Case):
     """What is common to all functions: names, prepared calls, tuning, contexts."""
 
@@ -421,6 +560,23 @@ class CallsTest(Case):
         np.testing.assert_array_equal(out, o)
         self.assertIsNone(quern.prepare("kda_prefill", *inputs)()[1])
 
+    def test_a_familys_second_name_is_its_function(self):
+        inputs = draw(30)
+        o, final = quern.call("kda", *inputs, output_final_state=True)
+        wanted, after = quern.kda_prefill(*inputs, output_final_state=True)
+        np.testing.assert_array_equal(o, wanted)
+        np.testing.assert_array_equal(final, after)
+        self.assertIsNone(quern.prepare("kda", *inputs)()[1])
+
+    def test_flags_and_numbers_may_be_numpys(self):
+        inputs = draw(30)
+        wanted, after = quern.kda_prefill(*inputs, scale=0.5, output_final_state=True)
+        for one, half in ((1, np.float32(0.5)), (np.True_, np.float64(0.5))):
+            o, final = quern.kda_prefill(*inputs, scale=half, output_final_state=one)
+            np.testing.assert_array_equal(o, wanted)
+            np.testing.assert_array_equal(final, after)
+        self.assertIsNone(quern.kda_prefill(*inputs, output_final_state=np.False_)[1])
+
     def test_contexts_and_names_serve_them_all(self):
         inputs, x, weight = draw(30), random(10, 40), random(40, 4)
         rows, z, scales = random(6, 64), random(6, 64), random(64)
@@ -464,8 +620,8 @@ class RefusalTest(Case):
         self.refuse("beta: shape (20, 1): must be (20, 2)", beta=beta[:, :1])
         self.refuse("out: shape (20, 2, 32): must be (20, 2, 64)", out=poisoned(20, 2, 32))
         wide = [np.concatenate([x, x[..., :32]], -1) for x in (q, k, g)]
-        self.refuse("k=96: must be 64, 128 or 256", q=wide[0], k=wide[1], g=wide[2])
-        self.refuse("steps=20: must be at most 16", quern.kda_decode,
+        self.refuse("k: shape (20, 1, 96): K must be 64, 128 or 256", q=wide[0], k=wide[1], g=wide[2])
+        self.refuse("q: shape (1, 20, 1, 64): T must be at most 16", quern.kda_decode,
                     **dict(zip(("q", "k", "v", "g", "beta"), (x[None] for x in self.inputs))))
 
     def test_dtypes_are_named(self):
@@ -482,6 +638,46 @@ class RefusalTest(Case):
                     cu_seqlens=np.array([0, 20], np.float32))
         self.refuse("final_state: dtype f16: must be f32", initial_state=random(1, HV, K, V),
                     final_state=np.zeros((1, HV, K, V), np.float16))
+
+    def test_the_argument_that_is_wrong_is_named(self):
+        q, k, v, g, beta = self.inputs
+        for dtype, name in ((float, "f64"), (np.int32, "i32")):
+            self.refuse(f"q: dtype {name}: must be one of: bf16 f16 f32", q=q.astype(dtype))
+        self.refuse("q: dtype e4m3: must be", q=quern.view(np.zeros(q.shape, np.uint8), "e4m3"))
+        for t, text in ((20, "q: shape (1, 20, 1, 64): T must be at most 16"),
+                        (0, "q: shape (1, 0, 1, 64): T must be from 1")):
+            self.refused(text, quern.kda_decode, *(x[None, :t] for x in self.inputs))
+        self.refused("cu_seqlens: shape (1,): must be (n + 1,) with n of at least 1, as q has 140",
+                     quern.kda_prefill, *draw(140), cu_seqlens=np.array([0]))
+        self.refuse("v: shape (20, 2, 32): V must be 64, 128 or 256", v=v[..., :32].copy())
+        self.refuse("k: shape (20, 1, 0): K must be", q=q[..., :0], k=k[..., :0], g=g[..., :0])
+        x, weight = random(10, 40), random(40, 4)
+        self.refused("has_initial: dtype i64: must be bool or u8", quern.causal_conv1d, x, weight,
+                     initial_state=random(1, 3, 40), has_initial=np.ones(1, np.int64))
+        self.refused("weight: shape (40, 5): W must be 2, 3 or 4", quern.causal_conv1d_update, x,
+                     random(10, 4, 40), random(40, 5))
+        self.refused("x: shape (2, 1100): D must be at most 1024", quern.gated_rmsnorm,
+                     random(2, 1100), random(2, 1100), random(1100))
+
+    def test_flags_and_numbers_are_named(self):
+        for value, said in ((np.ones(1, bool), "<ndarray>"), (np.ones((30, 2)), "<ndarray>"),
+                            ("x", "'x'"), (2, "2"), (1.0, "1.0"), (None, "<NoneType>")):
+            self.refuse(f"output_final_state={said}: must be True or False",
+                        output_final_state=value)
+            self.refused(f"output_final_state={said}: must be True or False", quern.causal_conv1d,
+                         random(10, 40), random(40, 4), output_final_state=value)
+        gate = {"use_gate_in_kernel": True, "A_log": random(HV)}
+        for value, text in (("0.5", "'0.5': must be a number"), (True, "True: must be a number"),
+                            (np.ones(1), "<ndarray>: must be a number"),
+                            (float("nan"), "nan: must be finite"),
+                            (-10**400, "inf: must be finite")):
+            self.refuse(f"scale={text}", scale=value)
+            self.refuse(f"lower_bound={text}", lower_bound=value, **gate)
+        cumsum, g = quern.kda_gate_cumsum, self.inputs[3]
+        self.refused("chunk_size=48: must be one of: 16 32 64", cumsum, g, chunk_size=48)
+        for value, said in (("64", "'64'"), (64.0, "64.0"), (float("nan"), "nan"), (True, "True")):
+            self.refused(f"chunk_size={said}: must be a whole number", cumsum, g, chunk_size=value)
+        self.refused("eps='1': must be a number", quern.l2norm, g, eps="1")
 
     def test_strides_are_named(self):
         q = self.inputs[0]
@@ -569,7 +765,7 @@ class RefusalTest(Case):
         conv, update = quern.causal_conv1d, quern.causal_conv1d_update
         self.refused("x: shape (40,): must be [B, T, D]", conv, x[0], weight)
         self.refused("weight: shape (4, 40): must be (40, W)", conv, x, random(4, 40))
-        self.refused("w=5: must be", conv, x, random(40, 5))
+        self.refused("weight: shape (40, 5): W must be 2, 3 or 4", conv, x, random(40, 5))
         self.refused("bias: shape (4,): must be (40,)", conv, x, weight, random(4))
         self.refused("activation=gelu: must be None, silu or swish", conv, x, weight,
                      activation="gelu")
@@ -585,7 +781,7 @@ class RefusalTest(Case):
                      weight)
         self.refused("windows: shape (10, 40): must be (10, 3, 40)", update, x, random(10, 3, 40),
                      weight, windows=x.copy())
-        self.refused("d=1025", quern.l2norm, random(2, 1025))
+        self.refused("x: shape (2, 1025): D must be at most 1024", quern.l2norm, random(2, 1025))
         self.refused("eps=-1: must be", quern.l2norm, x, eps=-1)
         self.refused("x: shape (): must have at least 1", quern.l2norm, np.float32(3)[...])
         self.refused("z: shape (9, 40): must be (10, 40)", quern.gated_rmsnorm, x, x[1:],
@@ -595,7 +791,7 @@ class RefusalTest(Case):
         self.refused("g: shape (10, 40): must be [B, T, HV, K]", quern.kda_gate_cumsum, x)
         self.refused("decay=x: must be one of: channel scalar", quern.kda_gate_cumsum, x,
                      decay="x")
-        self.refused("chunk=8", quern.kda_gate_cumsum, x, decay="scalar", chunk_size=8)
+        self.refused("chunk_size=8: must be one of: 16 32 64", quern.kda_gate_cumsum, x, decay="scalar", chunk_size=8)
         self.refused("A_log: must be given with dt_bias", quern.kda_gate_cumsum, x,
                      decay="scalar", lower_bound=-5)
 

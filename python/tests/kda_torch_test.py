@@ -170,6 +170,40 @@ class Eager:
             self.assertTrue(torch.equal(o, wanted))
             self.assertTrue(torch.equal(bits(pool), bits(other)))
 
+    def test_tokens_of_no_sequence_are_zeros_on_any_stream(self: Any) -> None:
+        some = self.cu_seqlens[2:4].clone()
+        begin, end = some.tolist()
+        streams: Any = [None]
+        if self.device != "cpu":
+            torch.cuda.synchronize()
+            streams = [None, 0, torch.cuda.Stream()]
+        for stream in streams:
+            for function, g in ((quern.kda_prefill, self.g), (quern.gdn_prefill, self.g[..., 0])):
+                o, _ = function(*self.inputs[:3], g, self.beta, cu_seqlens=some, stream=stream,
+                                use_qk_l2norm_in_kernel=True)
+                if self.device != "cpu":
+                    torch.cuda.synchronize()
+                self.assertFalse(o[:begin].any().item() or o[end:].any().item())
+                self.assertTrue(o[begin:end].any().item())
+
+    def test_a_step_is_the_three_calls(self: Any) -> None:
+        x, width = self.mixed[:4], self.mixed.shape[-1]
+        weight, windows = self.draw(width, 4), self.draw(9, 3, width, dtype=torch.bfloat16)
+        z, scales = self.draw(4, HV, V, dtype=torch.bfloat16), self.draw(V)
+        options = {"slots": self.slots, "state_v_first": True, "use_qk_l2norm_in_kernel": True}
+        pool, other, moved = self.pool.clone(), self.pool.clone(), windows.clone()
+        o = quern.kda_step(x, weight, self.g[:4], self.beta[:4], states=pool, conv_states=moved,
+                           z=z, norm_weight=scales, **options)
+        y = quern.causal_conv1d_update(x, windows, weight, slots=self.slots, activation="silu")
+        q, k, v = y.split([H * K, H * K, HV * V], -1)
+        wanted, _ = quern.kda_decode(q.unflatten(-1, (H, K)), k.unflatten(-1, (H, K)),
+                                     v.unflatten(-1, (HV, V)), self.g[:4], self.beta[:4],
+                                     states=other, **options)
+        self.near(o, quern.gated_rmsnorm(wanted, z, scales).double())
+        self.near(pool[self.slots.long()], other[self.slots.long()].double(), 1e-3)
+        self.assertTrue(torch.equal(bits(moved), bits(windows)))
+        self.others_are_left(pool)
+
     def test_what_is_around_is_right(self: Any) -> None:
         x = self.mixed[:64].view(2, 32, -1)
         weight, bias = self.draw(x.shape[-1], 4), self.draw(x.shape[-1])
@@ -189,6 +223,13 @@ class Eager:
         self.near(quern.l2norm(self.v), torch.nn.functional.normalize(wide, dim=-1), 2.5e-3)
         sums = quern.kda_gate_cumsum(self.g[:64])
         self.near(sums, self.g[:64].double().cumsum(0) / torch.log(torch.tensor(2.0)).item(), 1e-5)
+
+    def test_a_tensor_is_no_flag_and_no_number(self: Any) -> None:
+        for name in ("output_final_state", "use_qk_l2norm_in_kernel", "state_v_first"):
+            with self.error(f"^{name}=<Tensor>: must be True or False"):
+                quern.kda_prefill(*self.inputs, **{name: torch.tensor(True)})
+        with self.error("^scale=<Tensor>: must be a number"):
+            quern.kda_decode(*self.inputs, scale=torch.tensor(0.5))
 
     def test_gradients_and_devices_are_named(self: Any) -> None:
         with self.error("^beta: requires grad"):
@@ -231,6 +272,10 @@ class Traced:
             (ops.gdn_decode_out, (*one[:3], scalar[:4], one[4], out[:4]), pool),
             (ops.causal_conv1d, (x, weight), {"activation": "silu", "output_final_state": True}),
             (ops.causal_conv1d_update_out, (x[:4], weight, torch.empty_like(x[:4]), states), {}),
+            (ops.kda_step_out, (x[:4], weight, self.g[:4], self.beta[:4], self.slots,
+                                torch.empty_like(one[2]), self.draw(9, 3, x.shape[-1],
+                                                                    dtype=x.dtype), self.pool),
+             {"state_v_first": True, **norm}),
             (ops.l2norm, (self.v,), {}),
             (ops.gated_rmsnorm, (self.v, out.normal_(), self.draw(V)), {"activation": "silu"}),
             (ops.kda_gate_cumsum, (self.g,), cu),
@@ -261,6 +306,88 @@ class Traced:
         for eager, compiled in zip(*results):
             self.assertTrue(torch.equal(bits(eager), bits(compiled)))
         self.assertFalse(torch.equal(results[0][2], self.pool))
+
+    def test_final_states_are_made_beside_an_out_that_is_given(self: Any) -> None:
+        cu, before = self.cu_seqlens, self.draw(4, HV, V, K, dtype=torch.bfloat16)
+        packed, one = self.inputs, [x[:4] for x in self.inputs]
+        batch = [x[:40].unflatten(0, (2, 20)) for x in self.inputs]
+        weight, x = self.draw(self.mixed.shape[-1], 4), self.mixed
+        made = {"output_final_state": True}
+
+        def layer(*outs: Any) -> Any:
+            return (*quern.kda_prefill(*packed, cu_seqlens=cu, out=outs[0], **made),
+                    *quern.kda_prefill(*packed, cu_seqlens=cu, initial_state=before, out=outs[1],
+                                       state_v_first=True, **made),
+                    *quern.kda_prefill(*batch, out=outs[2], **made),
+                    *quern.kda_decode(*one, out=outs[3], **made),
+                    *quern.causal_conv1d(x, weight, out=outs[4], **made),
+                    *quern.kda_prefill(*packed, out=outs[5]))
+
+        shapes = self.v, self.v, batch[2], one[2], x, self.v
+        results = []
+        for function in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+            outs = [torch.empty(like.shape, dtype=like.dtype, device=like.device)
+                    for like in shapes]
+            with torch.no_grad():
+                results.append(function(*outs))
+        self.assertIsNone(results[1][-1])
+        self.assertEqual(results[1][3].dtype, torch.bfloat16)
+        for eager, compiled in zip(results[0][:-1], results[1]):
+            self.assertTrue(torch.equal(bits(eager), bits(compiled)))
+
+    def test_states_of_chunks_may_be_asked_for(self: Any) -> None:
+        def layer(kept: Any) -> Any:
+            return quern.kda_prefill(*self.inputs, cu_seqlens=self.cu_seqlens, chunk_states=kept,
+                                     use_qk_l2norm_in_kernel=True, output_final_state=True)
+
+        rows = len(self.v) // 64 + len(LENGTHS)
+        results = []
+        for function in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+            kept = torch.zeros(rows, HV, K, V, dtype=torch.bfloat16, device=self.device)
+            with torch.no_grad():
+                results.append((*function(kept), kept))
+        for eager, compiled in zip(*results):
+            self.assertTrue(torch.equal(bits(eager), bits(compiled)))
+
+    def test_tokens_of_no_sequence_are_zeros(self: Any) -> None:
+        some = self.cu_seqlens[2:4].clone()  # of 70 up to 103
+        begin, end = some.tolist()
+        for chunks in (False, True):  # with them it is the operator that writes to an out
+            rows = len(self.v) // 64 + 1
+            kept = (torch.zeros(rows, HV, K, V, dtype=self.v.dtype, device=self.device)
+                    if chunks else None)
+            function = torch.compile(
+                lambda kept: quern.kda_prefill(*self.inputs, cu_seqlens=some, chunk_states=kept),
+                fullgraph=True, backend="aot_eager")
+            with torch.no_grad():
+                o, _ = function(kept)
+            self.assertFalse(o[:begin].any().item() or o[end:].any().item())
+            self.assertTrue(o[begin:end].any().item())
+
+    def test_a_step_is_one_operator(self: Any) -> None:
+        slots, width = self.slots, self.mixed.shape[-1]
+        weight, windows = self.draw(width, 4), self.draw(9, 3, width, dtype=torch.bfloat16)
+        z, scales = self.draw(4, HV, V, dtype=torch.bfloat16), self.draw(V)
+        pool = self.pool.clone()
+
+        def layer(states: Any, conv_states: Any) -> Any:
+            o = quern.kda_step(self.mixed[:4], weight, self.g[:4], self.beta[:4], states=states,
+                               conv_states=conv_states, slots=slots, state_v_first=True,
+                               use_qk_l2norm_in_kernel=True)
+            return o, quern.kda_step(self.mixed[:4], weight, self.g[:4, :, 0].contiguous(),
+                                     self.beta[:4], states=states, conv_states=conv_states,
+                                     slots=slots, state_v_first=True, z=z, norm_weight=scales,
+                                     activation=None, use_qk_l2norm_in_kernel=True)
+
+        results = []
+        for function in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+            pools = pool.clone(), windows.clone()
+            with torch.no_grad():
+                results.append((*function(*pools), *pools))
+        for eager, compiled in zip(*results):
+            self.assertTrue(torch.equal(bits(eager), bits(compiled)))
+        self.assertEqual(results[1][0].shape, (4, HV, V))
+        self.assertFalse(torch.equal(results[1][2], pool))
 
     def test_sizes_may_be_dynamic(self: Any) -> None:
         graphs = []
@@ -296,8 +423,9 @@ class Traced:
             ("A_log: must be given", {"use_gate_in_kernel": True}),
             ("output_final_state: must not be given with states",
              {"states": self.pool, "slots": self.slots, "output_final_state": True}),
-            ("final_state: must be given with out",
-             {"out": torch.empty_like(self.v), "output_final_state": True}),
+            ("states: must be given with slots", {"slots": self.slots, "out": self.v}),
+            ("q: dtype f64: must be one of", {"q": self.q.double(), "out": self.v,
+                                              "output_final_state": True}),
         ):
             with self.subTest(text), self.assertRaisesRegex(Exception, text):
                 torch._dynamo.reset()

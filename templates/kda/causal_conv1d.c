@@ -351,8 +351,8 @@ static void cost(const struct quern_spec *spec, struct quern_cost *cost)
                   states * (double)(v->pool ? 2 : v->initial + v->final);
 }
 
-/* t is a multiple of n. No kernel is made for the pool's size: as many slots as sequences are what a
- * call needs. */
+/* t is a multiple of n. No kernel is made for the pool's size: as many slots as sequences are what
+ * a call needs. */
 static void bucket(struct quern_spec *spec)
 {
     struct values *v = (struct values *)(void *)spec->values;

@@ -20,17 +20,21 @@ from functools import partial
 from typing import Any, Optional
 
 from .._arrays import Array
-from .._call import is_traced, key_value, run
+from .._call import is_traced, options_of, run
 from .._context import Context
 from .._errors import Error, invalid
-from .._forms import (Arrays, Extents, count_sequences, flag, gate_of, given, joined, product,
-                      require, require_shape, widened)
+from .._forms import (Arrays, Extents, checks_of, count_sequences, gate_of, given, joined, product,
+                      require, require_float, require_shape, widened)
 from .._plan import Function, Inferred
 
 _OPTIONS: dict[str, Any] = {
     "scale": None, "output_final_state": False, "use_qk_l2norm_in_kernel": False,
     "use_gate_in_kernel": False, "use_beta_sigmoid_in_kernel": False, "allow_neg_eigval": False,
     "safe_gate": False, "lower_bound": None, "state_v_first": False}
+_CHECKS = checks_of(_OPTIONS)
+_ORIGINS = {"k": ("k", "K"), "v": ("v", "V"), "h": ("q", "H"), "hv": ("v", "HV"), "n": ("q", "B"),
+            "t": ("q", "T"), "steps": ("q", "T"), "capacity": ("states", "slots")}
+_PACKED = {"n": ("cu_seqlens", "n")}
 
 
 class _Sizes:
@@ -42,6 +46,7 @@ class _Sizes:
             raise invalid("q", f"shape {q.shape}: must be {forms}")
         self.lead: Extents = tuple(q.shape[:-2])
         self.h, self.k = q.shape[-2:]
+        require_float("q", q)
         require("k", k, q.shape, "as q is", q.dtype)
         if tuple(v.shape[:-2]) != self.lead or len(v.shape) != len(q.shape):
             raise invalid("v", f"shape {v.shape}: must be "
@@ -87,10 +92,10 @@ def _check_pool(arrays: Arrays, n: int, shape: Extents, why: str) -> None:
 def _states(arrays: Arrays, options: dict[str, Any], n: int, sizes: _Sizes
             ) -> tuple[dict[str, Any], dict[str, tuple[Extents, str]]]:
     """Parameters and made outputs of the states, whichever way they are given."""
-    is_v_first = flag(options, "state_v_first")
+    is_v_first = options["state_v_first"]
     shape = _state_shape(sizes, is_v_first)
     has_pool = arrays["states"] is not None or arrays["slots"] is not None
-    wants_final = flag(options, "output_final_state") or arrays["final_state"] is not None
+    wants_final = options["output_final_state"] or arrays["final_state"] is not None
     dtype, first = "f32", ""
     for name in ("states", "initial_state", "step_states", "final_state"):
         array = arrays.get(name)
@@ -113,17 +118,18 @@ def _states(arrays: Arrays, options: dict[str, Any], n: int, sizes: _Sizes
     return params, made if wants_final else {}
 
 
-def _gate(arrays: Arrays, options: dict[str, Any], sizes: _Sizes
-          ) -> tuple[dict[str, Any], dict[str, Array]]:
-    if flag(options, "allow_neg_eigval") and not flag(options, "use_beta_sigmoid_in_kernel"):
+def gate_params(arrays: Arrays, options: dict[str, Any], width: Extents
+                ) -> tuple[dict[str, Any], dict[str, Array]]:
+    """Parameters and views of the gate, whichever way it is asked for."""
+    if options["allow_neg_eigval"] and not options["use_beta_sigmoid_in_kernel"]:
         raise Error("allow_neg_eigval=True: must be False unless use_beta_sigmoid_in_kernel=True; "
                     "a beta that is computed already may be up to 2")
-    is_safe = flag(options, "safe_gate")
-    if flag(options, "use_gate_in_kernel"):
+    is_safe = options["safe_gate"]
+    if options["use_gate_in_kernel"]:
         if is_safe and options["lower_bound"] is None:
             raise invalid("lower_bound", "must be given with safe_gate=True and "
                           "use_gate_in_kernel=True")
-        return gate_of(arrays, options["lower_bound"], sizes.width)
+        return gate_of(arrays, options["lower_bound"], width)
     for name in ("A_log", "dt_bias"):
         if arrays[name] is not None:
             raise invalid(name, "must not be given unless use_gate_in_kernel=True")
@@ -135,9 +141,9 @@ def _params(arrays: Arrays, options: dict[str, Any], sizes: _Sizes, decay: str) 
     params = {"h": sizes.h, "hv": sizes.hv, "k": sizes.k, "v": sizes.v, "decay": decay,
               "dtype": given(arrays, "q").dtype, "g": given(arrays, "g").dtype,
               "beta": given(arrays, "beta").dtype,
-              "l2norm": flag(options, "use_qk_l2norm_in_kernel"),
-              "beta_logits": flag(options, "use_beta_sigmoid_in_kernel"),
-              "neg_eigval": flag(options, "allow_neg_eigval")}
+              "l2norm": options["use_qk_l2norm_in_kernel"],
+              "beta_logits": options["use_beta_sigmoid_in_kernel"],
+              "neg_eigval": options["allow_neg_eigval"]}
     if options["scale"] is not None:
         params["scale"] = options["scale"]
     return params
@@ -150,7 +156,7 @@ def _infer_prefill(decay: str, arrays: Arrays, options: dict[str, Any]) -> Infer
     sizes = _Sizes(arrays, decay, "[B, T, H, K], or packed [T, H, K]")
     n, borders = count_sequences(arrays, "q", sizes.lead), arrays["cu_seqlens"]
     states, made = _states(arrays, options, n, sizes)
-    gate, views = _gate(arrays, options, sizes)
+    gate, views = gate_params(arrays, options, sizes.width)
     for name, kept in (("q", 2), ("k", 2), ("v", 2), ("g", 1 if decay == "scalar" else 2),
                        ("beta", 1), ("out", 2)):
         array = arrays[name]
@@ -162,14 +168,15 @@ def _infer_prefill(decay: str, arrays: Arrays, options: dict[str, Any]) -> Infer
     params = {**_params(arrays, options, sizes, decay), **states, **gate, "t": t, "n": n,
               "varlen": borders is not None, "chunk_states": kept_states is not None}
     if kept_states is not None:
-        shape = _state_shape(sizes, flag(options, "state_v_first"))
+        shape = _state_shape(sizes, options["state_v_first"])
         require("chunk_states", kept_states, (t // 64 + n, *shape),
                 f"a state for every 64 of {t} tokens and one more for each sequence",
                 params["dtype"])
     if borders is not None:
         params["index"] = borders.dtype
     made["out"] = tuple(given(arrays, "v").shape), params["dtype"]
-    return Inferred(params, views, made=made)
+    return Inferred(params, views, made=made, zeroed=() if borders is None else ("out",),
+                    origins={**_ORIGINS, **({} if borders is None else _PACKED)})
 
 
 def _prefill(name: str, decay: str) -> Function:
@@ -177,7 +184,7 @@ def _prefill(name: str, decay: str) -> Function:
               "slots", "out", "final_state", "states", "chunk_states")
     fields = tuple("o" if array == "out" else array for array in arrays)
     return Function("kda_prefill", arrays, fields, ("out", "final_state"), _OPTIONS,
-                    partial(_infer_prefill, decay), name, arrays, name, {"decay": decay})
+                    partial(_infer_prefill, decay), name, arrays, name, {"decay": decay}, _CHECKS)
 
 
 KDA_PREFILL = _prefill("kda_prefill", "channel")
@@ -189,9 +196,7 @@ def _run(function: Function, values: tuple[Any, ...], options: tuple[Any, ...],
     if is_traced() and context is None and stream is None:
         from .. import torch_ops
         return torch_ops.traced(function.name, values, options)
-    scale, *flags, lower_bound, is_v_first = options
-    return run(function, values, (key_value(scale), *flags, key_value(lower_bound), is_v_first),
-               context, stream)
+    return run(function, values, options_of(function, options), context, stream)
 
 
 def kda_prefill(q: Any, k: Any, v: Any, g: Any, beta: Any, *, A_log: Any = None,
@@ -214,7 +219,7 @@ def kda_prefill(q: Any, k: Any, v: Any, g: Any, beta: Any, *, A_log: Any = None,
     scale         factor of o; None: K^-0.5
     cu_seqlens    [n + 1] of i32 or i64, on the device: where packed sequences begin, and where
                   the last one ends; B is 1. None: B sequences of T tokens. Tokens of no sequence
-                  are not written
+                  are zeros in an o that is made here, and left as they are in an out
     initial_state [n, HV, K, V] of f32, bf16 or f16; None: zeros
     output_final_state   also return the states after, in a new array; else None is returned
     state_v_first   states are [.., V, K], here and in initial_state, final_state and states
@@ -284,9 +289,9 @@ def _check_steps(arrays: Arrays, options: dict[str, Any], sizes: _Sizes, n: int)
         raise invalid("slots", f"shape {slots.shape}: must be (1,): q is {sizes.lead[1]} tokens of "
                       "one sequence; for one token each of several pass q[0], k[0], ...")
     if saved is not None:
-        if flag(options, "output_final_state") or arrays["final_state"] is not None:
+        if options["output_final_state"] or arrays["final_state"] is not None:
             raise invalid("final_state", "must not be given with step_states, which has it")
-        shape = _state_shape(sizes, flag(options, "state_v_first"))
+        shape = _state_shape(sizes, options["state_v_first"])
         require("step_states", saved, (*sizes.lead, *shape), sizes.why)
     if parents is not None:
         if saved is None:
@@ -299,7 +304,7 @@ def _infer_decode(decay: str, arrays: Arrays, options: dict[str, Any]) -> Inferr
     n = sizes.lead[0]
     _check_steps(arrays, options, sizes, n)
     states, made = _states(arrays, options, n, sizes)
-    gate, views = _gate(arrays, options, sizes)
+    gate, views = gate_params(arrays, options, sizes.width)
     for name in ("q", "k", "v", "g", "beta", "out", "step_states", "parents"):
         array = arrays[name]
         if array is not None and len(sizes.lead) == 1:
@@ -311,7 +316,7 @@ def _infer_decode(decay: str, arrays: Arrays, options: dict[str, Any]) -> Inferr
               "save": "none" if arrays["step_states"] is None else "states",
               "tree": arrays["parents"] is not None}
     made["out"] = tuple(given(arrays, "v").shape), params["dtype"]
-    return Inferred(params, views, made=made)
+    return Inferred(params, views, made=made, origins=_ORIGINS)
 
 
 def _decode(name: str, decay: str) -> Function:
@@ -319,7 +324,7 @@ def _decode(name: str, decay: str) -> Function:
               "out", "final_state", "states", "step_states")
     fields = tuple("o" if array == "out" else array for array in arrays)
     return Function("kda_decode", arrays, fields, ("out", "final_state"), _OPTIONS,
-                    partial(_infer_decode, decay), name, arrays, name, {"decay": decay})
+                    partial(_infer_decode, decay), name, arrays, name, {"decay": decay}, _CHECKS)
 
 
 KDA_DECODE = _decode("kda_decode", "channel")
@@ -339,8 +344,8 @@ def kda_decode(q: Any, k: Any, v: Any, g: Any, beta: Any, *, A_log: Any = None,
 
     q, k          [B, T, H, K]: T tokens, at most 16, of each of B sequences; or [B, H, K]: one
     v, g, beta, out   with the same [B, T] or [B], else as for kda_prefill(); out may not be v
-    states, slots as for kda_prefill(), but a slot of -1 (or outside of the pool) is padding: its
-                  rows of o are zeros
+    states, slots as for kda_prefill(), but a slot of -1 is padding: its rows of o are zeros. So is
+                  one outside of the pool, unless QUERN_CHECK=1, with which it is refused
     step_states   [B, T, HV, K, V], [B, HV, K, V]: for speculative decoding the state after every
                   token goes here, and to neither states nor final_state: None is returned for it
     parents       i32 [B, T], with step_states: token i > 0 begins from the state after token

@@ -12,24 +12,27 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from .._arrays import Array, check_strides
-from .._call import is_traced, run
+from .._call import is_traced, options_of, run
 from .._context import Context
 from .._errors import Error, invalid
-from .._forms import (Arrays, Extents, count_sequences, flag, given, joined, product, require,
-                      widened)
+from .._forms import (Arrays, Extents, checks_of, count_sequences, given, joined, product, require,
+                      require_float, widened)
 from .._plan import Function, Inferred
 
 _ACTIVATIONS = {None: "none", "silu": "silu", "swish": "silu"}
+ORIGINS = {"w": ("weight", "W"), "d": ("x", "D"), "n": ("x", "B"), "t": ("x", "T"),
+           "steps": ("x", "T"), "capacity": ("states", "slots")}
+_PACKED = {**ORIGINS, "n": ("cu_seqlens", "n")}
 
 
 def _activation(options: dict[str, Any]) -> str:
     value = options["activation"]
-    if value not in _ACTIVATIONS:
+    if not (value is None or isinstance(value, str)) or value not in _ACTIVATIONS:
         raise Error(f"activation={value}: must be None, silu or swish")
     return _ACTIVATIONS[value]
 
 
-def _filters(arrays: Arrays, width: int, options: dict[str, Any]) -> dict[str, Any]:
+def filters(arrays: Arrays, width: int, options: dict[str, Any]) -> dict[str, Any]:
     """Parameters of weight, bias and activation."""
     weight, bias = given(arrays, "weight"), arrays["bias"]
     if len(weight.shape) != 2 or weight.shape[0] != width:
@@ -37,12 +40,13 @@ def _filters(arrays: Arrays, width: int, options: dict[str, Any]) -> dict[str, A
                       "channels")
     if bias is not None:
         require("bias", bias, (width,), f"as x has {width} channels")
+    require_float("x", given(arrays, "x"))
     return {"d": width, "w": weight.shape[1], "dtype": given(arrays, "x").dtype,
             "weight": weight.dtype, "bias": "none" if bias is None else bias.dtype,
             "act": _activation(options)}
 
 
-def _turned(name: str, array: Array, shape: Extents) -> Array:
+def turned(name: str, array: Array, shape: Extents) -> Array:
     """States as [.., W - 1, D], given so or as a transposed view of that."""
     have = tuple(array.shape)
     is_view = have == (*shape[:-2], shape[-1], shape[-2]) and array.strides[-2] == 1
@@ -68,7 +72,7 @@ def _states(arrays: Arrays, n: int, taps: int, width: int) -> tuple[dict[str, An
     if slots is not None:
         require("slots", slots, (n,), "one of each sequence", "i32")
     return ({"pool": pool, "capacity": count if pool else 0},
-            {"states": _turned("states", states, (count, taps, width))})
+            {"states": turned("states", states, (count, taps, width))})
 
 
 def _infer(arrays: Arrays, options: dict[str, Any]) -> Inferred:
@@ -77,13 +81,13 @@ def _infer(arrays: Arrays, options: dict[str, Any]) -> Inferred:
         raise invalid("x", f"shape {x.shape}: must be [B, T, D], or packed [T, D]")
     lead, width = tuple(x.shape[:-1]), x.shape[-1]
     n, borders = count_sequences(arrays, "x", lead), arrays["cu_seqlens"]
-    params = {**_filters(arrays, width, options), "t": product(lead), "n": n,
+    params = {**filters(arrays, width, options), "t": product(lead), "n": n,
               "varlen": borders is not None}
     if borders is not None:
         params["index"] = borders.dtype
     views: dict[str, Array] = {}
     made = {"out": (tuple(x.shape), x.dtype)}
-    wants_final = flag(options, "output_final_state") or arrays["final_state"] is not None
+    wants_final = options["output_final_state"] or arrays["final_state"] is not None
     shape = (n, params["w"] - 1, width)
     if arrays["states"] is not None or arrays["slots"] is not None:
         if arrays["slots"] is None:
@@ -99,7 +103,7 @@ def _infer(arrays: Arrays, options: dict[str, Any]) -> Inferred:
     for name in ("initial_state", "final_state"):
         array = arrays[name]
         if array is not None:
-            views[name] = _turned(name, array, shape)
+            views[name] = turned(name, array, shape)
     params["initial"], params["final"] = arrays["initial_state"] is not None, wants_final
     has_initial = arrays["has_initial"]
     params["has_initial"] = has_initial is not None
@@ -107,8 +111,9 @@ def _infer(arrays: Arrays, options: dict[str, Any]) -> Inferred:
         require("has_initial", has_initial, (n,), "one of each sequence")
         if arrays["states"] is None and arrays["initial_state"] is None:
             raise invalid("has_initial", "must not be given without states or initial_state")
-        views["has_initial"] = has_initial._replace(
-            dtype="u8" if has_initial.dtype == "bool" else has_initial.dtype)
+        if has_initial.dtype not in ("bool", "u8"):
+            raise invalid("has_initial", f"dtype {has_initial.dtype}: must be bool or u8")
+        views["has_initial"] = has_initial._replace(dtype="u8")
     out = arrays["out"]
     if out is not None:
         require("out", out, x.shape, "as x is", x.dtype)
@@ -117,7 +122,7 @@ def _infer(arrays: Arrays, options: dict[str, Any]) -> Inferred:
             views[name] = joined(name, array, 1)
     if wants_final:
         made["final_state"] = shape, x.dtype
-    return Inferred(params, views, made=made)
+    return Inferred(params, views, made=made, origins=ORIGINS if borders is None else _PACKED)
 
 
 _ARRAYS = ("x", "weight", "bias", "cu_seqlens", "slots", "has_initial", "initial_state", "out",
@@ -125,7 +130,7 @@ _ARRAYS = ("x", "weight", "bias", "cu_seqlens", "slots", "has_initial", "initial
 CAUSAL_CONV1D = Function(
     "causal_conv1d", _ARRAYS, tuple("y" if name == "out" else name for name in _ARRAYS),
     ("out", "final_state"), {"output_final_state": False, "activation": None}, _infer,
-    "causal_conv1d", _ARRAYS, "causal_conv1d")
+    "causal_conv1d", _ARRAYS, "causal_conv1d", checks=checks_of({"output_final_state": False}))
 
 
 def causal_conv1d(x: Any, weight: Any, bias: Any = None, *, initial_state: Any = None,
@@ -161,7 +166,7 @@ def causal_conv1d(x: Any, weight: Any, bias: Any = None, *, initial_state: Any =
     if is_traced() and context is None and stream is None:
         from .. import torch_ops
         return torch_ops.traced("causal_conv1d", values, options)
-    return run(CAUSAL_CONV1D, values, options, context, stream)
+    return run(CAUSAL_CONV1D, values, options_of(CAUSAL_CONV1D, options), context, stream)
 
 
 def _infer_update(arrays: Arrays, options: dict[str, Any]) -> Inferred:
@@ -169,7 +174,7 @@ def _infer_update(arrays: Arrays, options: dict[str, Any]) -> Inferred:
     if len(x.shape) not in (2, 3):
         raise invalid("x", f"shape {x.shape}: must be [n, D], or [n, T, D]: T inputs of each")
     lead, width = tuple(x.shape[:-1]), x.shape[-1]
-    params = {**_filters(arrays, width, options), "n": lead[0], "save": windows is not None,
+    params = {**filters(arrays, width, options), "n": lead[0], "save": windows is not None,
               "steps": lead[1] if len(lead) == 2 else 1}
     given(arrays, "states")
     pool, views = _states(arrays, lead[0], params["w"] - 1, width)
@@ -181,7 +186,8 @@ def _infer_update(arrays: Arrays, options: dict[str, Any]) -> Inferred:
         for name, array in (("x", x), ("out", out), ("windows", windows)):
             if array is not None:
                 views[name] = widened(array, 1)
-    return Inferred({**params, **pool}, views, made={"out": (tuple(x.shape), x.dtype)})
+    return Inferred({**params, **pool}, views, made={"out": (tuple(x.shape), x.dtype)},
+                    origins=ORIGINS)
 
 
 _UPDATE_ARRAYS = ("x", "weight", "bias", "slots", "out", "states", "windows")

@@ -5,14 +5,17 @@ from __future__ import annotations
 from typing import Any, Optional
 
 from .._arrays import Array
-from .._call import is_traced, key_value, run
+from .._call import is_traced, options_of, run
 from .._context import Context
 from .._errors import Error, invalid
-from .._forms import (Arrays, count_sequences, gate_of, given, joined, product, require,
-                      require_shape, widened)
+from .._forms import (Arrays, checks_of, count_sequences, gate_of, given, joined, product, require,
+                      require_float, require_shape, widened)
 from .._plan import Function, Inferred
 
 _ACTIVATIONS = {"sigmoid": "sigmoid", "silu": "silu", "swish": "silu"}
+_ORIGINS = {"d": ("x", "D"), "h": ("x", "H"), "t": ("x", "T")}
+_CUMSUM_ORIGINS = {"t": ("g", "T"), "n": ("g", "B"), "hv": ("g", "HV"), "k": ("g", "K"),
+                   "chunk": ("chunk_size", "")}
 
 
 def _run(function: Function, values: tuple[Any, ...], options: tuple[Any, ...],
@@ -20,7 +23,7 @@ def _run(function: Function, values: tuple[Any, ...], options: tuple[Any, ...],
     if is_traced() and context is None and stream is None:
         from .. import torch_ops
         return torch_ops.traced(function.name, values, options)
-    return run(function, values, tuple(map(key_value, options)), context, stream)
+    return run(function, values, options_of(function, options), context, stream)
 
 
 def _rows(name: str, array: Array) -> Array:
@@ -37,6 +40,7 @@ def _infer_rows(arrays: Arrays, like: tuple[str, ...]) -> tuple[dict[str, Any], 
     x = given(arrays, "x")
     if not x.shape:
         raise invalid("x", "shape (): must have at least 1 dimension")
+    require_float("x", x)
     views: dict[str, Array] = {}
     for name in ("x", *like):
         array = arrays[name]
@@ -51,11 +55,11 @@ def _infer_l2norm(arrays: Arrays, options: dict[str, Any]) -> Inferred:
     params, views = _infer_rows(arrays, ("out",))
     x = given(arrays, "x")
     return Inferred({**params, "eps": options["eps"]}, views,
-                    made={"out": (tuple(x.shape), x.dtype)})
+                    made={"out": (tuple(x.shape), x.dtype)}, origins=_ORIGINS)
 
 
 L2NORM = Function("l2norm", ("x", "out"), ("x", "out"), ("out",), {"eps": 1e-6}, _infer_l2norm,
-                  "l2norm", ("x", "out"), "l2norm")
+                  "l2norm", ("x", "out"), "l2norm", checks=checks_of({"eps": 1e-6}))
 
 
 def l2norm(x: Any, eps: float = 1e-6, *, out: Any = None, context: Optional[Context] = None,
@@ -81,12 +85,13 @@ def _infer_rmsnorm(arrays: Arrays, options: dict[str, Any]) -> Inferred:
         raise Error(f"activation={options['activation']}: must be one of: sigmoid silu swish")
     return Inferred({**params, "z": z.dtype, "weight": weight.dtype, "eps": options["eps"],
                      "act": _ACTIVATIONS[options["activation"]]}, views,
-                    made={"out": (tuple(x.shape), x.dtype)})
+                    made={"out": (tuple(x.shape), x.dtype)}, origins=_ORIGINS)
 
 
 GATED_RMSNORM = Function("gated_rmsnorm", ("x", "z", "weight", "out"), ("x", "z", "weight", "out"),
                          ("out",), {"activation": "sigmoid", "eps": 1e-5}, _infer_rmsnorm,
-                         "gated_rmsnorm", ("x", "z", "weight", "out"), "gated_rmsnorm")
+                         "gated_rmsnorm", ("x", "z", "weight", "out"), "gated_rmsnorm",
+                         checks=checks_of({"eps": 1e-5}))
 
 
 def gated_rmsnorm(x: Any, z: Any, weight: Any, *, activation: str = "sigmoid", eps: float = 1e-5,
@@ -130,13 +135,15 @@ def _infer_cumsum(arrays: Arrays, options: dict[str, Any]) -> Inferred:
             require_shape(name, array, g.shape, "as g is")
             view = joined(name, array, kept)
             views[name] = view if decay == "channel" else widened(view, 2)
-    return Inferred(params, views, made={"out": (tuple(g.shape), "f32")})
+    return Inferred(params, views, made={"out": (tuple(g.shape), "f32")},
+                    origins=_CUMSUM_ORIGINS)
 
 
 _CUMSUM_ARRAYS = ("g", "A_log", "dt_bias", "cu_seqlens", "out")
 KDA_GATE_CUMSUM = Function("kda_gate_cumsum", _CUMSUM_ARRAYS, _CUMSUM_ARRAYS, ("out",),
                            {"lower_bound": None, "chunk_size": 64, "decay": "channel"},
-                           _infer_cumsum, "kda_gate_cumsum", _CUMSUM_ARRAYS, "kda_gate_cumsum")
+                           _infer_cumsum, "kda_gate_cumsum", _CUMSUM_ARRAYS, "kda_gate_cumsum",
+                           checks=checks_of({"lower_bound": None, "chunk_size": 64}))
 
 
 def kda_gate_cumsum(g: Any, A_log: Any = None, *, dt_bias: Any = None,

@@ -580,18 +580,26 @@ class CallsTest(Case):
     def test_contexts_and_names_serve_them_all(self):
         inputs, x, weight = draw(30), random(10, 40), random(40, 4)
         rows, z, scales = random(6, 64), random(6, 64), random(64)
+        width = 2 * H * K + HV * V
+        step = (random(30, width), random(width, 4), *inputs[3:])
+        pools = {"states": random(30, HV, K, V), "conv_states": random(30, 3, width),
+                 "slots": np.arange(30, dtype=np.int32)}
         with quern.Context("cpu") as context:
             for name, arrays in (
                     ("kda_prefill", inputs), ("kda_decode", inputs),
                     ("gdn_prefill", (*inputs[:3], inputs[3][..., 0], inputs[4])),
                     ("gdn_decode", (*inputs[:3], inputs[3][..., 0], inputs[4])),
                     ("causal_conv1d", (x, weight)),
+                    ("kda_step", step),
                     ("causal_conv1d_update", (x, np.zeros((10, 3, 40), np.float32), weight)),
                     ("l2norm", (rows,)), ("gated_rmsnorm", (rows, z, scales)),
                     ("kda_gate_cumsum", (inputs[3],))):
                 copies = [[np.array(array) for array in arrays] for _ in range(3)]
-                results = (getattr(quern, name)(*copies[0]), quern.call(name, *copies[1]),
-                           getattr(context, name)(*copies[2]))
+                named = [{key: array.copy() for key, array in pools.items()}
+                         if name == "kda_step" else {} for _ in range(3)]
+                results = (getattr(quern, name)(*copies[0], **named[0]),
+                           quern.call(name, *copies[1], **named[1]),
+                           getattr(context, name)(*copies[2], **named[2]))
                 first = [made[0] if isinstance(made, tuple) else made for made in results]
                 np.testing.assert_array_equal(first[0], first[1], name)
                 np.testing.assert_array_equal(first[0], first[2], name)
@@ -620,7 +628,8 @@ class RefusalTest(Case):
         self.refuse("beta: shape (20, 1): must be (20, 2)", beta=beta[:, :1])
         self.refuse("out: shape (20, 2, 32): must be (20, 2, 64)", out=poisoned(20, 2, 32))
         wide = [np.concatenate([x, x[..., :32]], -1) for x in (q, k, g)]
-        self.refuse("k: shape (20, 1, 96): K must be 64, 128 or 256", q=wide[0], k=wide[1], g=wide[2])
+        self.refuse("k: shape (20, 1, 96): K must be 64, 128 or 256", q=wide[0], k=wide[1],
+                    g=wide[2])
         self.refuse("q: shape (1, 20, 1, 64): T must be at most 16", quern.kda_decode,
                     **dict(zip(("q", "k", "v", "g", "beta"), (x[None] for x in self.inputs))))
 
@@ -760,6 +769,27 @@ class RefusalTest(Case):
                     step_states=poisoned(20, HV, K, 32))
         self.assertRaises(TypeError, decode, *self.inputs, cu_seqlens=borders())
 
+    def test_what_only_fla_has_is_refused(self):
+        for name in ("cp_context", "return_intermediate_states", "cu_seqlens_cpu", "chunk_indices",
+                     "chunk_size", "use_graph", "max_num_seqs", "disable_recompute",
+                     "transpose_state_layout", "gk", "gv"):
+            for function in (quern.kda_prefill, quern.gdn_decode):
+                self.assertRaises(TypeError, function, *self.inputs, **{name: None})
+        self.assertRaises(TypeError, quern.kda_prefill, *self.inputs, 0.5)  # scale by position
+        self.refuse("g: must be given", g=None)
+        self.refuse("beta: must be given", beta=None)
+
+    def test_a_slot_outside_of_the_pool_is_padding_unless_looked_at(self):
+        inputs, pool = draw(2), random(4, HV, K, V)
+        before, slots = pool.copy(), np.array([9, 1], np.int32)
+        o, _ = quern.kda_decode(*inputs, states=pool, slots=slots)
+        self.assertTrue((o[0] == 0).all() and (o[1] != 0).all())
+        np.testing.assert_array_equal(pool[[0, 2, 3]], before[[0, 2, 3]])
+        with mock.patch.dict(os.environ, QUERN_CHECK="1"), \
+                quern.Context("cpu", cache="") as context:
+            self.refused("slots[0]=9: must be -1", context.kda_decode, *inputs, states=pool,
+                         slots=slots)
+
     def test_the_others_name_their_arguments(self):
         x, weight = random(10, 40), random(40, 4)
         conv, update = quern.causal_conv1d, quern.causal_conv1d_update
@@ -791,7 +821,8 @@ class RefusalTest(Case):
         self.refused("g: shape (10, 40): must be [B, T, HV, K]", quern.kda_gate_cumsum, x)
         self.refused("decay=x: must be one of: channel scalar", quern.kda_gate_cumsum, x,
                      decay="x")
-        self.refused("chunk_size=8: must be one of: 16 32 64", quern.kda_gate_cumsum, x, decay="scalar", chunk_size=8)
+        self.refused("chunk_size=8: must be one of: 16 32 64", quern.kda_gate_cumsum, x,
+                     decay="scalar", chunk_size=8)
         self.refused("A_log: must be given with dt_bias", quern.kda_gate_cumsum, x,
                      decay="scalar", lower_bound=-5)
 

@@ -375,6 +375,7 @@ def gdn_decode(q: Any, k: Any, v: Any, g: Any, beta: Any, *, A_log: Any = None,
     """Gated DeltaNet for the next tokens, as FLA's fused_recurrent_gated_delta_rule().
 
     g             [B, T, HV] or [B, HV]: one logarithm of decay for a head
+    beta          the fifth by position, where FLA's function has gk
     dt_bias       [HV]
 
     q, k, v, beta, A_log, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel,

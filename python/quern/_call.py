@@ -165,9 +165,14 @@ def key_value(value: Any) -> Any:
 
 def options_of(function: Function, values: Sequence[Any]) -> tuple[Any, ...]:
     """The options of a call as part of a key. Error: one is not what its name stands for."""
-    checks = function.checks
-    return tuple([key_value(checks[name](name, value) if name in checks else value)
-                  for name, value in zip(function.options, values)])
+    return tuple([value if value is None and default is None or value is False is default
+                  else _option_of(function, name, value)
+                  for value, (name, default) in zip(values, function.options.items())])
+
+
+def _option_of(function: Function, name: str, value: Any) -> Any:
+    check = function.checks.get(name)
+    return key_value(value if check is None else check(name, value))
 
 
 def default_for(values: Sequence[Any]) -> Context:

@@ -59,6 +59,8 @@ def _refuse(name: str, value: Any, text: str) -> Error:
 
 def flag(name: str, value: Any) -> bool:
     """Error unless it is True or False, 1 or 0, or NumPy's."""
+    if value is True or value is False:
+        return value
     own = isinstance(value, (int, getattr(sys.modules.get("numpy"), "bool_", int)))
     if not own or value not in (0, 1):
         raise _refuse(name, value, "True or False")

@@ -18,7 +18,7 @@ from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import torch
 
-from . import _torch
+from . import _forms, _torch
 from ._arrays import Array
 from ._call import options_of, run
 from ._errors import invalid
@@ -215,12 +215,24 @@ def _made_final(operator: _Operator, given: Dict[str, Any], named: Dict[str, Any
     return v.new_empty(shape, dtype=torch.float32 if before is None else before.dtype)
 
 
+def _check_plain(function: Function, named: Dict[str, Any]) -> None:
+    """TypeError, which torch.compile can trace, unless flags and numbers are Python's own: NumPy's
+    are tensors there, and an operator's refusal of such names nothing."""
+    for name, check in function.checks.items():
+        value, is_flag = named[name], check is _forms.flag
+        kinds: Any = (bool, int) if is_flag else (int, float, type(None))
+        if not isinstance(value, kinds):
+            raise TypeError(f"{name}: must be {'True or False' if is_flag else 'a number'} of "
+                            "Python's while torch.compile traces")
+
+
 def traced(name: str, values: Tuple[Any, ...], options: Tuple[Any, ...]) -> Any:
     """What the function `name` is then: NAME, or where an argument is written NAME_out."""
     operator = _OPERATORS[name]
     function = operator.function
     given: Dict[str, Any] = dict(zip(function.arrays, values))
     named: Dict[str, Any] = dict(zip(function.options, options))
+    _check_plain(function, named)
     rest = {key: given[key] for key in (*_names(operator.others), *_names(operator.written), "out")
             if given[key] is not None}
     inputs = [given[key] for key in _names(operator.inputs)]

@@ -424,6 +424,10 @@ class Traced:
             ("output_final_state: must not be given with states",
              {"states": self.pool, "slots": self.slots, "output_final_state": True}),
             ("states: must be given with slots", {"slots": self.slots, "out": self.v}),
+            ("scale: must be a number of Python's", {"scale": "0.5"}),
+            ("lower_bound: must be a number of Python's", {"lower_bound": self.beta}),
+            ("safe_gate: must be True or False", {"safe_gate": self.beta > 1}),
+            ("output_final_state: must be True or False", {"output_final_state": "yes"}),
             ("q: dtype f64: must be one of", {"q": self.q.double(), "out": self.v,
                                               "output_final_state": True}),
         ):

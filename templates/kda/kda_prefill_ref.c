@@ -21,7 +21,7 @@ static double one(struct quern_ref *ref, int index, int64_t at)
     return value;
 }
 
-/* Expects `count` values from `first`, NaN where they are not finite; sums of terms of that norm. */
+/* Expects `count` values from `first`, NaN where they are not finite; sums of terms of a norm. */
 static void expect(struct quern_ref *ref, int index, int64_t first, int64_t count, double *values,
                    double norm)
 {

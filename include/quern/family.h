@@ -276,9 +276,9 @@ struct quern_family {
      * here. NULL: none. */
     int (*validate)(const struct quern_spec *spec, struct quern_message *why);
     /* Round the DYNAMIC and HINT parameters of *bucket (a copy of the spec) up in place; idempotent
-     * and monotone. NULL: each to the next power of two. A size that
-       no kernel depends on, as a pool's, may become what a call needs of it instead: then pools of
-       all sizes share kernels and what is tuned, and inputs are drawn for one so small. */
+     * and monotone. NULL: each to the next power of two. A size that no kernel depends on, as
+     * a pool's, may become what a call needs of it instead: then pools of all sizes share kernels
+     * and what is tuned, and inputs are drawn for one so small. */
     void (*bucket)(struct quern_spec *bucket);
     /* Adds the byte ranges of array `index` that a call reads or writes, any number of them.
      * host[i] is a dense host copy of integer array i, else NULL. NULL: what shape and strides

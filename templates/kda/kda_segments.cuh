@@ -14,8 +14,8 @@
  * workspace a segment of a head has a slot: k v f32 of its end, then k k of its map, rounded and
  * the rounded rest. Sequence i has its slots from first / SEGMENT + i on, one for each segment,
  * which never reach those of the next, since ceil(c / s) <= floor((f + c) / s) - floor(f / s) + 1.
- * The last segment's end is not needed; in its place is the state before the call, which in a pool the
- * last segment may overwrite before the first has read it. SEGMENT = 0: nothing is split. */
+ * The last segment's end is not needed; in its place is the state before the call, which in a pool
+ * the last segment may overwrite before the first has read it. SEGMENT = 0: nothing is split. */
 #ifndef KDA_SEGMENTS_CUH
 #define KDA_SEGMENTS_CUH
 #include "kda_chunks.cuh"

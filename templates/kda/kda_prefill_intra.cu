@@ -10,10 +10,10 @@
  *     kda_prefill_state    sequence, head, slab of v: records, state -> o, state     serially
  *
  * A record is (6 k + 4 v) chunk + 4 k bytes of tiles (kda_prefill_cuda_args.h), 1288 a token of a
- * head at k = v = 128 and chunks of 64. It is written once and read once from memory: what the slabs
- * share of it comes to the others from L2. With q, k, v, o and g in bf16 that is 3.9 KB a token of a
- * head, the floor of this form (0.47 ms on an H200 at 64 heads, 8192 tokens); a form without
- * records would need 1.3 KB. */
+ * head at k = v = 128 and chunks of 64. It is written once and read once from memory: what the
+ * slabs share of it comes to the others from L2. With q, k, v, o and g in bf16 that is 3.9 KB a
+ * token of a head, the floor of this form (0.47 ms on an H200 at 64 heads, 8192 tokens); a form
+ * without records would need 1.3 KB. */
 
 /* ---- Parameters: what is computed ---- */
 #ifndef KEY_WIDTH

@@ -342,10 +342,10 @@ static int64_t units(const struct quern_spec *spec)
     return values_of(spec)->n * values_of(spec)->hv;
 }
 
-/* With products of 16-bit operands and all else in f32 a bf16 call is off by up to 5e-3, an f16 call
- * by an eighth of it; a state kept in 16 bits is rounded once more, within the bound. With
- * neg_eigval a step may turn the state about instead of shrinking it: what each chunk rounds adds up
- * for as long as the gates remember, to 6.7e-3 where that is 1000 tokens. */
+/* With products of 16-bit operands and all else in f32 a bf16 call is off by up to 5e-3, an f16
+ * call by an eighth of it; a state kept in 16 bits is rounded once more, within the bound. With
+ * neg_eigval a step may turn the state about instead of shrinking it: what each chunk rounds adds
+ * up for as long as the gates remember, to 6.7e-3 where that is 1000 tokens. */
 static double tolerance(const struct quern_spec *spec, int index)
 {
     const struct values *v = values_of(spec);

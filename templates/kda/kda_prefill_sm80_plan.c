@@ -195,8 +195,8 @@ static int32_t segment_for(const struct quern_problem *problem, int chunk)
     return segment;
 }
 
-/* Chunks of 32 cost the least; but with mma.sync and few heads, where the chain decides, longer ones
- * have the shorter one. */
+/* Chunks of 32 cost the least; but with mma.sync and few heads, where the chain decides, longer
+ * ones have the shorter one. */
 static void heuristic(const struct quern_problem *problem, int32_t *config)
 {
     const struct values *v = values_of(problem->bucket);

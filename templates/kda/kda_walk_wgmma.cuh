@@ -9,7 +9,7 @@
  *     empty[stage]     all threads but the copier are done with it; each arrives for itself, since
  *                      each has read it by ordinary loads
  *
- *     for each chunk:    S decays;  v: a group;  o: a group;  v is rounded;  S: a group;  write o  */
+ *     for each chunk:  S decays;  v: a group;  o: a group;  v is rounded;  S: a group;  write o  */
 #ifndef KDA_WALK_WGMMA_CUH
 #define KDA_WALK_WGMMA_CUH
 #include "common/cuda/mbarrier.cuh"

@@ -600,8 +600,8 @@ static void mask_piece(void *user, int64_t offset, int64_t bytes)
               qn_image_at(masker->map, masker->before, masker->index, offset, bytes), bytes);
 }
 
-/* The array that byte `at` of region r belongs to, by its elements or else by its span, and where in
- * it; -1: it lies between arrays. */
+/* The array that byte `at` of region r belongs to, by its elements or else by its span, and where
+ * in it; -1: it lies between arrays. */
 static int array_at(const struct qn_regions *map, int r, int64_t at, int64_t *offset)
 {
     const struct quern_shape byte = { .dtype = QUERN_U8 };

@@ -120,11 +120,13 @@ static int accumulators(const struct values *v, const int32_t *config)
 }
 
 /* Registers that a consumer's thread has for sums: what the kernel sets aside for it, less what
- * addresses, the loop and, in the epilogue, bias and old d need. */
+ * addresses, the loop and, in the epilogue, bias and old d need; more of them where rows of d are
+ * not whole accesses. */
 static int accumulators_most(const struct values *v, const int32_t *config)
 {
-    static const int most[][4] = { { 0, 193, 177, 97 }, { 0, 161, 129, 97 } };
+    static const int most[][4] = { { 0, 193, 177, 97 }, { 0, 161, 129, 97 }, { 0, 127, 127, 97 } };
     int has_extras = v->bias || v->accumulate;
+    has_extras += has_extras && v->n % 8;
     if (config[BLOCKS] > 1)
         return SM_REGISTERS / (config[BLOCKS] * 128 * (config[CONSUMERS] + 1)) -
                (has_extras ? 80 : 64);

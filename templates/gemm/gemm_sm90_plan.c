@@ -124,7 +124,7 @@ static int accumulators(const struct values *v, const int32_t *config)
  * not whole accesses. */
 static int accumulators_most(const struct values *v, const int32_t *config)
 {
-    static const int most[][4] = { { 0, 193, 177, 97 }, { 0, 161, 129, 97 }, { 0, 127, 127, 97 } };
+    static const int most[][4] = { { 0, 193, 177, 97 }, { 0, 161, 129, 97 }, { 0, 81, 73, 57 } };
     int has_extras = v->bias || v->accumulate;
     has_extras += has_extras && v->n % 8;
     if (config[BLOCKS] > 1)

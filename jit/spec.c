@@ -330,6 +330,23 @@ int quern_spec_init(struct quern_context *ctx, const char *name, struct quern_sp
     return QUERN_OK;
 }
 
+/* Values that the family implies follow those they come from until they are given otherwise: takes
+ * back each that is what it would be, were it not given. */
+static void forget_implied(struct quern_spec *spec)
+{
+    const struct quern_family *family = spec->family;
+    const struct quern_spec before = *spec;
+    for (int i = 0; family->implied && i < family->param_count; i++) {
+        struct quern_spec without = before;
+        if (family->params[i].default_value != QUERN_REQUIRED)
+            continue;
+        without.values[i] = QUERN_REQUIRED;
+        family->implied(&without);
+        if (without.values[i] == before.values[i])
+            spec->values[i] = QUERN_REQUIRED;
+    }
+}
+
 int quern_spec_set(struct quern_context *ctx, struct quern_spec *spec, const char *name,
                    const char *value)
 {
@@ -344,7 +361,12 @@ int quern_spec_set(struct quern_context *ctx, struct quern_spec *spec, const cha
     for (int i = 0; i < family->param_count; i++) {
         if (!strcmp(family->params[i].name, name)) {
             struct quern_message why;
-            int status = parse_value(&family->params[i], value, &spec->values[i], &why);
+            int64_t parsed = spec->values[i];
+            int status = parse_value(&family->params[i], value, &parsed, &why);
+            if (!status)
+                forget_implied(spec);
+            if (!status)
+                spec->values[i] = parsed;
             if (!status && family->implied)
                 family->implied(spec);
             return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;

@@ -2,7 +2,11 @@
 #define QUERN_DEF "gemm/gemm.def"
 #include <quern/family_def.h>
 
+#include <math.h>
+
 #include "gemm.h"
+
+#define FEW_COLUMNS 16
 
 /* 1: b has a row for each of k (packed panels as well); 0: for each of n. */
 static int is_kn(const struct values *v)
@@ -40,19 +44,23 @@ static double dot(const double *x, const double *y, int64_t count)
     return sum;
 }
 
-/* out += x b^T for batch entry `entry`: x[k], out[n]. One row of b is in memory at a time. */
-static void multiply(struct quern_ref *ref, int64_t entry, const double *x, double *out)
+/* out += x b^T for batch entry `entry`: x[k], out[n]. One row of b is in memory at a time. Returns
+ * the sum of the squares of all terms; of few columns only: many do not cancel together. */
+static double multiply(struct quern_ref *ref, int64_t entry, const double *x, double *out)
 {
     const struct values *v = values_of(quern_ref_spec(ref));
     int64_t rows = is_kn(v) ? v->k : v->n, columns = is_kn(v) ? v->n : v->k;
-    double *row = quern_ref_scratch(ref, columns);
+    double *row = quern_ref_scratch(ref, columns), squares = 0;
     for (int64_t i = 0; i < rows; i++) {
         read_row(ref, entry, i, row);
+        for (int64_t j = 0; v->n < FEW_COLUMNS && j < columns; j++)
+            squares += pow((is_kn(v) ? x[i] : x[j]) * row[j], 2);
         for (int64_t j = 0; is_kn(v) && j < columns; j++)
             out[j] += x[i] * row[j];
         if (!is_kn(v))
             out[i] += dot(x, row, columns);
     }
+    return squares;
 }
 
 /* What d holds besides the product. */
@@ -73,8 +81,9 @@ void gemm_reference(struct quern_ref *ref, int64_t unit)
     double *a = quern_ref_scratch(ref, v->k), *d = quern_ref_scratch(ref, v->n);
     begin_row(ref, unit, quern_ref_scratch(ref, v->n), d);
     quern_ref_read(ref, ARRAY_a, unit * v->k, v->k, a);
-    multiply(ref, unit / v->m, a, d);
-    quern_ref_expect(ref, ARRAY_d, unit * v->n, v->n, d);
+    double squares = dot(d, d, v->n);
+    squares += multiply(ref, unit / v->m, a, d);
+    quern_ref_expect_sums(ref, ARRAY_d, unit * v->n, v->n, d, sqrt(squares));
 }
 
 /* Buffers of the linear check's inputs: x[n], b^T x [k], a row of b or a or the bias, and what d

@@ -12,7 +12,7 @@
 #define TILE_ROWS 16
 #define TILE_UNITS 16 /* 32-bit units in a tile row */
 
-static void configure_tiles(void)
+static inline void configure_tiles(void)
 {
     struct {
         uint8_t palette, start_row, reserved[14];

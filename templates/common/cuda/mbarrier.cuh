@@ -63,6 +63,21 @@ __device__ __forceinline__ bool mbarrier_try(uint32_t barrier, uint32_t parity)
     return done != 0;
 }
 
+/* Whether the phase has completed, at once: mbarrier_try() may wait a while for it. */
+__device__ __forceinline__ bool mbarrier_test(uint32_t barrier, uint32_t parity)
+{
+    uint32_t done;
+    asm volatile("{\n"
+                 ".reg .pred p;\n"
+                 "mbarrier.test_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                 "selp.u32 %0, 1, 0, p;\n"
+                 "}\n"
+                 : "=r"(done)
+                 : "r"(barrier), "r"(parity)
+                 : "memory");
+    return done != 0;
+}
+
 /* try_wait suspends the thread in hardware: no sleep is needed. */
 __device__ __forceinline__ void mbarrier_wait(uint32_t barrier, uint32_t parity)
 {

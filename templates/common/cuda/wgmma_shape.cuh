@@ -13,7 +13,8 @@
  * with descriptors of the 64 x K and the N x K tile. accumulates=0 overwrites d. As d[i], lane l of
  * warp w has row 16 (w % 4) + l / 4 + 8 (i / 2 % 2) and column 8 (i / 4) + 2 (l % 4) + i % 2.
  *
- * With WGMMA_FROM_REGISTERS (bf16 and f16; N 16, 32, 64 or 128) the first operand is in registers,
+ * With WGMMA_FROM_REGISTERS (bf16 and f16; N 16, 32, 64, 128, 192 or 256) the first operand is in
+ * registers,
  *
  *     void WGMMA_NAME(float (&d)[WGMMA_N / 2], const uint32_t (&a)[4], uint64_t b, int accumulates)
  *
@@ -262,8 +263,12 @@
 #define WGMMA_A "{%0, %19, %20, %21}"
 #elif WGMMA_N == 64
 #define WGMMA_A "{%0, %35, %36, %37}"
-#else
+#elif WGMMA_N == 128
 #define WGMMA_A "{%0, %67, %68, %69}"
+#elif WGMMA_N == 192
+#define WGMMA_A "{%0, %99, %100, %101}"
+#else
+#define WGMMA_A "{%0, %131, %132, %133}"
 #endif
 #define WGMMA_FIRST const uint32_t(&a)[4]
 #define WGMMA_FIRST_OPERAND "+r"(first)

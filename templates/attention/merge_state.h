@@ -1,0 +1,8 @@
+#ifndef MERGE_STATE_H
+#define MERGE_STATE_H
+
+#include <quern/family.h>
+
+QUERN_API extern const struct quern_family quern_family_merge_state;
+
+#endif

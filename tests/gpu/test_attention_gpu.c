@@ -1,0 +1,138 @@
+/* attention_prefill and attention_extend on a device beyond their cases (test_families_gpu.c):
+ * tests/attention_edges.h says what. QUERN_TEST_DEVICE=cpu tries the suite itself. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "jit/context.h"
+#include "tests/attention_edges.h"
+#include "tests/gpu_arrays.h"
+
+static struct quern_context *ctx, *checking;
+static uint64_t seed;
+static struct gpu_arrays sets[2];
+static bool is_open[2];
+
+static void close_set(int slot)
+{
+    if (is_open[slot])
+        gpu_arrays_fini(&sets[slot]);
+    is_open[slot] = false;
+}
+
+static struct attention_set open_set(struct quern_context *with, const struct quern_spec *spec,
+                                     int slot, uint64_t set_seed)
+{
+    close_set(slot);
+    gpu_arrays_init(&sets[slot], with, spec, &gpu_layouts[0], set_seed);
+    is_open[slot] = true;
+    return (struct attention_set){ &sets[slot].host, sets[slot].arrays };
+}
+
+static int run(struct quern_context *with, const struct quern_spec *spec, int slot,
+               const char *what)
+{
+    gpu_watch(what);
+    gpu_arrays_upload(&sets[slot]);
+    int status = quern_run(with, spec, sets[slot].arrays, NULL);
+    gpu_arrays_check(&sets[slot], what);
+    gpu_watch(NULL);
+    return status;
+}
+
+static struct quern_check verify(struct quern_context *with, const struct quern_spec *spec,
+                                 int slot, const char *what)
+{
+    struct quern_check check;
+    struct quern_kernel *kernel;
+    gpu_watch(what);
+    gpu_arrays_upload(&sets[slot]);
+    assert_ok(with, quern_dispatch(with, spec, sets[slot].arrays, &kernel));
+    assert_ok(with, quern_verify(with, kernel, spec, sets[slot].arrays, seed, &check));
+    gpu_arrays_check(&sets[slot], what);
+    gpu_watch(NULL);
+    return check;
+}
+
+/* No GPU variant takes f32. */
+static bool is_served(const char *text)
+{
+    return ctx->target.kind != QUERN_CUDA || !strstr(text, "dtype=f32");
+}
+
+static struct attention_bed bed = {
+    .seed = &seed, .open = open_set, .run = run, .verify = verify, .is_served = is_served
+};
+
+static void setup(void)
+{
+    unsetenv("QUERN_CHECK");
+    bed.ctx = ctx = gpu_context(NULL);
+    setenv("QUERN_CHECK", "1", 1);
+    bed.checking = checking = gpu_context(NULL);
+    unsetenv("QUERN_CHECK");
+    seed = common_seed();
+}
+
+static void teardown(void)
+{
+    close_set(0);
+    close_set(1);
+    quern_context_destroy(ctx);
+    quern_context_destroy(checking);
+}
+
+static void test_setup(void)
+{
+    gpu_watch(NULL);
+}
+
+START_TEST(an_edge_matches_its_reference)
+{
+    attention_edge_check(&bed, _i);
+}
+END_TEST
+
+START_TEST(a_nan_in_any_input_of_a_sequence_stays_in_it)
+{
+    attention_nan_check(&bed, _i);
+}
+END_TEST
+
+START_TEST(with_quern_check_index_arrays_are_refused_saying_where_and_nothing_is_written)
+{
+    attention_bad_check_refused(&bed, _i);
+}
+END_TEST
+
+START_TEST(without_it_the_call_runs_and_no_byte_but_the_outputs_is_written)
+{
+    attention_bad_check_runs(&bed, _i);
+}
+END_TEST
+
+START_TEST(extend_gives_what_prefill_gives_on_the_same_keys)
+{
+    attention_agreement_check(&bed, _i);
+}
+END_TEST
+
+int main(void)
+{
+    Suite *suite = suite_create("attention_gpu");
+    TCase *tcase = tcase_create("attention");
+    tcase_set_timeout(tcase, 300);
+    tcase_add_unchecked_fixture(tcase, setup, teardown);
+    tcase_add_checked_fixture(tcase, test_setup, NULL);
+    tcase_add_loop_test(tcase, an_edge_matches_its_reference, 0, attention_edge_count);
+    tcase_add_loop_test(tcase, a_nan_in_any_input_of_a_sequence_stays_in_it, 0,
+                        attention_nan_count);
+    tcase_add_loop_test(
+        tcase, with_quern_check_index_arrays_are_refused_saying_where_and_nothing_is_written, 0,
+        attention_bad_count);
+    tcase_add_loop_test(tcase, without_it_the_call_runs_and_no_byte_but_the_outputs_is_written, 0,
+                        attention_bad_count);
+    tcase_add_loop_test(tcase, extend_gives_what_prefill_gives_on_the_same_keys, 0,
+                        attention_agreement_count);
+    suite_add_tcase(suite, tcase);
+    return common_main(suite);
+}

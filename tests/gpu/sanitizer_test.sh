@@ -48,14 +48,38 @@ clean_both kda_gate_cumsum_cuda kda_gate_cumsum t=300 n=6 hv=2 k=64 varlen=1 gat
 step="kda_step h=1 hv=2 k=64 v=64 capacity=9 gate=softplus"
 clean_both kda_step_cuda $step n=7
 clean_both kda_step_cuda $step n=1 layout=vk
+# Packed sequences with a tail each; pages of a token and of several; pieces that are added up.
+clean_both attention_prefill_sm80 attention_prefill b=5 sq=200 sk=230 hq=4 hkv=2 d=64 varlen=1 \
+    causal=1 lse=1
+clean_both attention_prefill_sm80 attention_prefill b=2 sq=70 hq=2 d=192 window=33 sinks=1
+clean_both attention_extend_sm80 attention_extend b=3 t=90 hq=4 hkv=2 d=64 page=16 pages=30
+clean_both attention_extend_sm80 attention_extend b=3 t=90 hq=2 hkv=2 d=128 page=1 pages=200 \
+    kv_dtype=e4m3 kv_scale=head
+decode="attention_decode b=5 hq=8 hkv=2 d=64 lse=1"
+clean_both attention_decode_sm80 $decode page=16 pages=120
+clean_both attention_decode_sm80 $decode page=1 pages=900 kv_dtype=e4m3 kv_scale=tensor
+clean_both attention_decode_sm80 $decode page=16 pages=120 shared_pages=9 deterministic=1
+clean_both attention_decode_sm80 attention_decode b=1 hq=8 hkv=2 page=16 pages=40
+clean_both mla_decode_sm80 mla_decode b=3 hq=16 page=64 pages=20
+clean_both mla_decode_sm80 mla_decode b=2 hq=20 sq=2 page=1 pages=500 kv_dtype=e4m3
+clean_both set_kv_buffer_cuda set_kv_buffer t=30 hkv=2 d=64 page=16 pages=20 kv_dtype=e4m3 \
+    kv_scale=head rope=neox max_position=50 hq=3
+clean_both merge_states_cuda merge_state t=33 h=3 d=72
+clean_both mla_concat_cuda concat_mla_k t=33 h=5
 if ! grep -q sm_90a <<< "$doctor"; then
-    skip "no sm_90a here: gemm_sm90, kda_prefill by wgmma"
+    skip "no sm_90a here: gemm_sm90, kda_prefill and mla_decode by wgmma"
     finish
 fi
 for config in chunk=64,wgmma=1,bv=64,split=1,stages=2,segment=0 \
     chunk=32,wgmma=1,bv=64,split=1,stages=3,segment=2; do
     clean_both kda_prefill_sm80 $prefill gate=softplus dt_bias=1 --config "$config"
 done
+clean_both attention_prefill_sm90 attention_prefill b=3 sq=300 sk=330 hq=4 hkv=2 varlen=1 \
+    causal=1 lse=1
+clean_both attention_prefill_sm90 attention_prefill b=2 sq=600 hq=2 window=300
+clean_both mla_decode_sm90 mla_decode b=2 hq=64 sq=2 page=64 pages=9
+clean_both mla_decode_sm90 mla_decode b=3 hq=128 page=1 pages=300 kv_dtype=e4m3
+clean_both mla_decode_sm90 mla_decode b=2 hq=64 page=16 pages=9 topk=70
 clean_both gemm_sm90 gemm m=300 n=520 k=200 a=bf16 b=bf16 d=bf16 accumulate=1 bias=f32
 clean_both gemm_sm90 gemm m=16 n=768 k=1024 a=bf16 b=bf16 d=f32
 for config in \

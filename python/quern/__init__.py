@@ -28,18 +28,26 @@ from ._library import library_path
 from ._prepared import Prepared, prepare
 from ._structs import VERSION as __version__
 from ._tune import TuneEntry, TuneProgress, TuneResult, tune
+from ._families.attention import attention, attention_extend
+from ._families.attention_decode import attention_decode, merge_state, merge_state_v2
 from ._families.copy import copy
 from ._families.gemm import gemm, gemm_pack
 from ._families.kda import gdn_decode, gdn_prefill, kda_decode, kda_prefill
 from ._families.kda_conv import causal_conv1d, causal_conv1d_update
 from ._families.kda_norm import gated_rmsnorm, kda_gate_cumsum, l2norm
 from ._families.kda_step import kda_step
+from ._families.kv_cache import set_kv_buffer
+from ._families.mla import concat_mla_absorb_q, concat_mla_k, mla_decode
+from ._sdpa import Replacement, replace_sdpa, scaled_dot_product_attention
 
-__all__ = ["Context", "Error", "Prepared", "Stats", "TuneEntry", "TuneProgress", "TuneResult",
-           "View", "__version__", "call", "causal_conv1d", "causal_conv1d_update", "copy",
-           "doctor", "families", "gated_rmsnorm", "gdn_decode", "gdn_prefill", "gemm",
-           "gemm_pack", "kda_decode", "kda_gate_cumsum", "kda_prefill", "kda_step",
-           "l2norm", "library_path", "prepare", "stats", "tune", "view"]
+__all__ = ["Context", "Error", "Prepared", "Replacement", "Stats", "TuneEntry", "TuneProgress",
+           "TuneResult", "View", "__version__", "attention", "attention_decode",
+           "attention_extend", "call", "causal_conv1d", "causal_conv1d_update",
+           "concat_mla_absorb_q", "concat_mla_k", "copy", "doctor", "families", "gated_rmsnorm",
+           "gdn_decode", "gdn_prefill", "gemm", "gemm_pack", "kda_decode", "kda_gate_cumsum",
+           "kda_prefill", "kda_step", "l2norm", "library_path", "merge_state", "merge_state_v2",
+           "mla_decode", "prepare", "replace_sdpa", "scaled_dot_product_attention",
+           "set_kv_buffer", "stats", "tune", "view"]
 
 if _has_operators():
     _import_module(".torch_ops", __name__)

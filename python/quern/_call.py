@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from typing import Any, Callable, Optional, Sequence
 
-from . import _context, _family, _plan
+from . import _context, _family, _numbers, _plan
 from ._arrays import (DEVICE, Array, Kind, Readings, array_of, check_device, describe,
                       is_parameter, read_all)
 from ._context import Context, require_context
@@ -188,7 +188,7 @@ def default_for(values: Sequence[Any]) -> Context:
 def bind(function: Function, arrays: tuple[Any, ...], arguments: dict[str, Any]
          ) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """Arguments in the order of the Function's arrays and options. Error: one is unknown."""
-    given = dict(arguments)
+    given = _by_own_names(function, arguments)
     if len(arrays) > len(function.positional):
         raise Error(f"{function.name}() takes at most {len(function.positional)} arrays "
                     f"({', '.join(function.positional)}), {len(arrays)} were given")
@@ -201,9 +201,23 @@ def bind(function: Function, arrays: tuple[Any, ...], arguments: dict[str, Any]
         if name not in known:
             raise Error(f"{function.name}() has no argument {name!r}: it has "
                         f"{', '.join(known)}")
-    return (tuple(given.get(name) for name in function.arrays),
+    return (_numbers.with_arrays(function, tuple(map(given.get, function.arrays))),
             options_of(function, [given.get(name, default)
                                   for name, default in function.options.items()]))
+
+
+def _by_own_names(function: Function, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments without aliases, of which None is none. Error: one is given under two names."""
+    given: dict[str, Any] = {}
+    for name, value in arguments.items():
+        own = function.aliases.get(name, name)
+        if not own or (own != name and value is None):
+            continue
+        if own in given and given[own] is not None and value is not None:
+            raise Error(f"{name}: must not be given with {own}, another name of it")
+        if value is not None or own not in given:
+            given[own] = value
+    return given
 
 
 def generic(family: _family.Family, arrays: tuple[Any, ...], arguments: dict[str, Any]

@@ -411,6 +411,55 @@ class Context:
         from ._families.kda_norm import kda_gate_cumsum
         return kda_gate_cumsum(g, A_log, context=self, **options)
 
+    def attention(self, q: Any, k: Any, v: Any, **options: Any) -> Any:
+        """quern.attention() in this context."""
+        from ._families.attention import attention
+        return attention(q, k, v, context=self, **options)
+
+    def attention_extend(self, q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any,
+                         **options: Any) -> Any:
+        """quern.attention_extend() in this context."""
+        from ._families.attention import attention_extend
+        return attention_extend(q, k, v, k_cache, v_cache, context=self, **options)
+
+    def attention_decode(self, q: Any, k_cache: Any, v_cache: Any, page_table: Any = None,
+                         seq_lens: Any = None, **options: Any) -> Any:
+        """quern.attention_decode() in this context."""
+        from ._families.attention_decode import attention_decode
+        return attention_decode(q, k_cache, v_cache, page_table, seq_lens, context=self, **options)
+
+    def mla_decode(self, q: Any, kv_cache: Any, page_table: Any = None, seq_lens: Any = None,
+                   **options: Any) -> Any:
+        """quern.mla_decode() in this context."""
+        from ._families.mla import mla_decode
+        return mla_decode(q, kv_cache, page_table, seq_lens, context=self, **options)
+
+    def concat_mla_k(self, k_nope: Any, k_rope: Any, out: Any = None, **options: Any) -> Any:
+        """quern.concat_mla_k() in this context."""
+        from ._families.mla import concat_mla_k
+        return concat_mla_k(k_nope, k_rope, out, context=self, **options)
+
+    def concat_mla_absorb_q(self, a: Any, b: Any, out: Any = None, **options: Any) -> Any:
+        """quern.concat_mla_absorb_q() in this context."""
+        from ._families.mla import concat_mla_absorb_q
+        return concat_mla_absorb_q(a, b, out, context=self, **options)
+
+    def merge_state(self, v_a: Any, s_a: Any, v_b: Any, s_b: Any, **options: Any) -> Any:
+        """quern.merge_state() in this context."""
+        from ._families.attention_decode import merge_state
+        return merge_state(v_a, s_a, v_b, s_b, context=self, **options)
+
+    def merge_state_v2(self, v_a: Any, s_a: Any, v_b: Any, s_b: Any, **options: Any) -> Any:
+        """quern.merge_state_v2() in this context."""
+        from ._families.attention_decode import merge_state_v2
+        return merge_state_v2(v_a, s_a, v_b, s_b, context=self, **options)
+
+    def set_kv_buffer(self, k: Any, v: Any, k_cache: Any, v_cache: Any, loc: Any = None,
+                      **options: Any) -> None:
+        """quern.set_kv_buffer() in this context."""
+        from ._families.kv_cache import set_kv_buffer
+        set_kv_buffer(k, v, k_cache, v_cache, loc, context=self, **options)
+
     def prepare(self, family: str, *arrays: Any, **arguments: Any) -> Prepared:
         """quern.prepare() in this context."""
         from ._prepared import prepare

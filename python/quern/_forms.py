@@ -89,16 +89,27 @@ def whole(name: str, value: Any) -> int:
     return int(value)
 
 
+def pair(name: str, value: Any) -> tuple[int, int]:
+    """Error unless it is two whole numbers, or None: (-1, -1)."""
+    if value is None:
+        return -1, -1
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise _refuse(name, value, "two whole numbers")
+    return whole(name, value[0]), whole(name, value[1])
+
+
 def checks_of(options: dict[str, Any]) -> dict[str, Callable[[str, Any], Any]]:
-    """Those of flags, whose defaults are False, and of numbers."""
+    """Those of flags, whose defaults are False or True, of numbers and of pairs."""
     checks: dict[str, Callable[[str, Any], Any]] = {}
     for name, default in options.items():
         if isinstance(default, bool):
             checks[name] = flag
         elif isinstance(default, int):
             checks[name] = whole
-        elif isinstance(default, float) or name in ("scale", "lower_bound"):
+        elif isinstance(default, float) or name in ("scale", "softmax_scale", "lower_bound"):
             checks[name] = real
+        elif isinstance(default, tuple):
+            checks[name] = pair
     return checks
 
 

@@ -44,6 +44,7 @@ class Inferred(NamedTuple):
     origins: dict[str, tuple[str, str]] = {}  # parameter: the argument whose shape says it, and
     #                               what stands there ("K"); or the option, and ""
     zeroed: tuple[str, ...] = ()  # outputs that are made as zeros
+    returned: Optional[tuple[str, ...]] = None  # those of the outputs that are; None: all
 
 
 class Function(NamedTuple):
@@ -53,7 +54,8 @@ class Function(NamedTuple):
     arrays: tuple[str, ...]  # arguments that are arrays, in the .def's order
     fields: tuple[str, ...]  # the same, as the .def names them
     outputs: tuple[str, ...]  # those made when they are not given, and returned: of one the
-    #                           array, of several a tuple, None for each that has no part
+    #                           array, of several a tuple, None for each that has no part; of
+    #                           none None
     options: dict[str, Any]  # the other arguments, with their defaults
     infer: Callable[[dict[str, Optional[Array]], dict[str, Any]], Inferred]
     key: Any  # what plans are remembered under: hashable
@@ -61,6 +63,8 @@ class Function(NamedTuple):
     name: str  # of the function; the family's unless it serves a part of that
     fixed: dict[str, Any] = {}  # the parameters that make it that part
     checks: dict[str, Callable[[str, Any], Any]] = {}  # of options: the value, or an Error
+    aliases: dict[str, str] = {}  # other names of arguments; "" of those that say nothing here
+    numbers: tuple[str, ...] = ()  # arrays of one element, for which a number may be given
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +98,7 @@ class Plan:
         returns = self.returns
         if len(returns) == 1:
             return values[returns[0]]
-        return tuple([values[place] for place in returns])
+        return tuple([values[place] for place in returns]) or None
 
     def note_writes(self, owners: list[Any]) -> None:
         """Tells torch's autograd which tensors have changed."""
@@ -151,7 +155,8 @@ def _make(context: Context, function: Function, kinds: list[Optional[Kind]],
             block[i].strides[: len(array.shape)] = array.strides
         if is_written[i] and array.source == "torch":
             noted.append(i)
-    returns = tuple(map(function.arrays.index, function.outputs))
+    returned = function.outputs if inferred.returned is None else inferred.returned
+    returns = tuple(map(function.arrays.index, returned))
     renamed = {field: name for field, name in names.items() if field != name}
     pack = struct.Struct(_structs.ARRAY_FORMAT * len(arrays)).pack
     return Plan(function, family, spec, ctypes.byref(spec), pack, _parts(block), returns,

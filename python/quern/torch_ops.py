@@ -7,7 +7,7 @@
 torch.compile cannot look into a foreign call, so there quern.gemm() and quern.copy() turn into one
 operator each, without a graph break; torch.export sees the same operators. `import quern` imports
 this module when torch was imported before, else the first traced call does. PyTorch 2.4 or newer.
-The operators of templates/kda are in _kda_ops.py.
+Those of templates/kda are in _kda_ops.py, those of attention in _attention_ops.py.
 
 An operator that writes to an argument (`_out`) returns nothing, as torch.library wants it of what
 is functionalized. Operators are defined with Library.define() and .impl(): about 1 us a call, where
@@ -25,7 +25,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 import torch
 
-from . import _kda_ops, _torch
+from . import _attention_ops, _kda_ops, _ops, _torch
 from ._call import key_value, run
 from ._errors import Error
 from ._families.copy import COPY
@@ -323,5 +323,12 @@ def _register() -> None:
 
 
 _register()
-_kda_ops.register(_LIBRARY, _TAGS)
-traced = _kda_ops.traced
+_ops.register(_LIBRARY, _TAGS, _kda_ops.OPERATORS)
+_ops.register(_LIBRARY, _TAGS, _attention_ops.OPERATORS)
+attention = torch.ops.quern.attention.default
+
+
+def traced(name: str, values: Tuple[Any, ...], options: Tuple[Any, ...]) -> Any:
+    """What the function `name` is while torch.compile traces it."""
+    module = _kda_ops if name in _kda_ops.OPERATORS else _attention_ops
+    return module.traced(name, values, options)

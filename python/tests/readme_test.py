@@ -52,7 +52,10 @@ class DocstringTest(Case):
                          quern.call, quern.Context, quern.kda_prefill, quern.kda_decode,
                          quern.gdn_prefill, quern.gdn_decode, quern.causal_conv1d,
                          quern.causal_conv1d_update, quern.l2norm, quern.gated_rmsnorm,
-                         quern.kda_gate_cumsum):
+                         quern.kda_gate_cumsum, quern.attention, quern.attention_extend,
+                         quern.attention_decode, quern.mla_decode, quern.merge_state,
+                         quern.merge_state_v2, quern.set_kv_buffer, quern.concat_mla_k,
+                         quern.concat_mla_absorb_q, quern.scaled_dot_product_attention):
             text = inspect.getdoc(function) or ""
             for name in inspect.signature(function).parameters:
                 self.assertRegex(text, rf"\b{name}\b", f"{function.__name__}: {name}")

@@ -584,6 +584,20 @@ class ArraysTest(CommandCase):
         self.assertTrue(np.load(self.path("af.npy")).flags.f_contiguous)
         self.assert_near(self.gemm(a="af.npy", b="b8.npy"), self.product, 1e-6)
 
+    def test_leading_extents_may_be_one_of_the_file(self):
+        packed = np.random.default_rng(4).standard_normal((6, 2, 64), "<f4")
+        spec = "attention b=2 sq=3 hq=2 d=64 dtype=f32 causal=1".split()
+        for name, shape in (("packed", (6, 2, 64)), ("whole", (2, 3, 2, 64))):
+            np.save(self.path(f"{name}.npy"), packed.reshape(shape))
+            words = [word for array in "qkv" for word in ("--in", f"{array}={name}.npy")]
+            self.run_json(*spec, *words, "--out", f"o=o_{name}.npy")
+        taken, wanted = (np.load(self.path(f"o_{name}.npy")) for name in ("packed", "whole"))
+        self.assertEqual(taken.shape, (2, 3, 2, 64))
+        self.assertEqual(taken.tobytes(), wanted.tobytes())
+        one = [word for array in "qkv" for word in ("--in", f"{array}=packed.npy")]
+        self.run_json(*"attention sq=6 hq=2 d=64 dtype=f32".split(), *one, "--out", "o=o.npy")
+        self.assertEqual(np.load(self.path("o.npy")).shape, (6, 2, 64))
+
     def test_out_is_left_by_exactly_one_call(self):
         random = np.random.default_rng(3)
         a, b, d = (
@@ -794,9 +808,16 @@ class BadArraysTest(RefusalCase):
             np.save(self.path("dtype.npy"), self.good.astype(dtype))
             self.refuse_a("must be", "dtype.npy")
             self.refuse_a("dtype '", "dtype.npy")
-        for array in (self.good.T, self.good[:, :-1], self.good[None, None, 0], self.good.ravel()):
+        halves = np.arange(60, dtype="<f4")
+        for array in (self.good.T, self.good[:, :-1], self.good[None, None, 0], self.good.ravel(),
+                      halves[:44].reshape(2, 2, 11), halves.reshape(5, 2, 6)):
             np.save(self.path("shape.npy"), np.ascontiguousarray(array))
             self.refuse_a("shape (", "shape.npy")
+        for shape in ((3, 2, 2, 64), (5, 2, 64), (2, 6, 64), (6, 128)):
+            np.save(self.path("q.npy"), np.zeros(shape, "<f4"))
+            spec = "attention b=2 sq=3 hq=2 d=64 dtype=f32".split()
+            self.refuse(1, "must be (2, 3, 2, 64)", "run", *spec, "--in",
+                        f"q={self.path('q.npy')}")
 
     def test_safetensors(self):
         content = self.good.tobytes()

@@ -8,8 +8,9 @@
  *
  * A file's dtype may be the array's own, its raw bits where NumPy has no such type, or, between
  * floats, any other, which is converted with one rounding. Integers must match. Extents must match
- * too, except that leading ones may be left out on either side; outputs then leave out as many as
- * the inputs did. Fortran order is reordered.
+ * too, except that leading ones may be left out on either side, and outputs then leave out as many
+ * as the inputs did; and that the leading extents of one side may be a single one of the other, as
+ * (200, 8, 64) is taken for (2, 100, 8, 64). Fortran order is reordered.
  *
  * Files are mapped: a large weight is read once, page by page, straight into the device's memory.
  */
@@ -139,6 +140,20 @@ static int leading_ones(int rank, const int64_t *dims)
     return count;
 }
 
+/* Whether the leading extents of one shape are a single one of the other, and all others equal. */
+static int is_joined(int rank, const int64_t *dims, int other_rank, const int64_t *other)
+{
+    int64_t count, other_count;
+    int agreed = 0;
+    size_t bytes;
+
+    while (rank > 1 && other_rank > 1 && dims[rank - 1] == other[other_rank - 1])
+        rank--, other_rank--, agreed++;
+    return agreed && (rank == 1 || other_rank == 1) &&
+           !tensor_size(rank, dims, 1, &count, &bytes) &&
+           !tensor_size(other_rank, other, 1, &other_count, &bytes) && count == other_count;
+}
+
 static int match_shape(const struct tensor_view *view, const struct quern_shape *shape,
                        char why[TENSOR_WHY_BYTES])
 {
@@ -150,6 +165,8 @@ static int match_shape(const struct tensor_view *view, const struct quern_shape 
     if (view->rank - view_skip == rank &&
         (!rank || !memcmp(view->dims + view_skip, shape->dims + skip,
                           (size_t)rank * sizeof(shape->dims[0]))))
+        return 0;
+    if (is_joined(view->rank - view_skip, view->dims + view_skip, rank, shape->dims + skip))
         return 0;
     tensor_shape_text(view->rank, view->dims, have, sizeof(have));
     tensor_shape_text(shape->rank, shape->dims, want, sizeof(want));

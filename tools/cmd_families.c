@@ -180,20 +180,20 @@ static void print_params(const struct quern_family_description *about)
 
 static void print_arrays(const struct quern_family_description *about)
 {
-    printf("\n  %-14s %-26s %-8s %s\n", "array", "role", "dtype", "shape");
+    printf("\n  %-14s %-26s %-9s %s\n", "array", "role", "dtype", "shape");
     for (int i = 0; i < about->array_count; i++) {
         const struct quern_array_info *array = &about->arrays[i];
-        printf("  %-14s %-26s %-8s [%s]  %s\n", array->name, array->role, array->dtype,
+        printf("  %-14s %-26s %-9s [%s]  %s\n", array->name, array->role, array->dtype,
                array->shape, array->doc);
     }
 }
 
 static void print_variants(const struct quern_family *family)
 {
-    printf("\n  %-14s %-8s %s\n", "variant", "device", "what it is");
+    printf("\n  %-22s %-8s %s\n", "variant", "device", "what it is");
     for (int i = 0; family->variants[i]; i++) {
         const struct quern_variant *variant = family->variants[i];
-        printf("  %-14s %-8s %s\n", variant->name, device_word(variant), doc_of(variant->doc));
+        printf("  %-22s %-8s %s\n", variant->name, device_word(variant), doc_of(variant->doc));
     }
 }
 
@@ -231,7 +231,7 @@ static void print_list(struct session *session)
     for (int i = 0; i < quern_family_count(session->ctx); i++) {
         struct quern_family_description about;
         quern_family_describe(quern_family_at(session->ctx, i), &about);
-        printf("%-18s %s\n", about.name, about.doc);
+        printf("%-20s %s\n", about.name, about.doc);
     }
     printf("\nquern families FAMILY shows its variants, parameters, arrays and configs.\n");
 }

@@ -177,11 +177,11 @@ BENCH ?= gemm
 beside_name = $(B)/bench/$(if $(filter-out gemm,$(BENCH)),$(BENCH)_)$1
 beside = QUERN_LIBRARY=$(abspath $(B))/$(SONAME) $1 bench/beside.py $(BENCH) --device $2 \
 	--json $(call beside_name,$2).json --page $(call beside_name,$2) $3
-bench: deps ## compare with OpenBLAS, oneDNN and MKL on this machine; BENCH=kda: NumPy
+bench: deps ## compare with OpenBLAS, oneDNN and MKL here; BENCH=kda, attention, ...: NumPy
 	-@tools/deps.sh bench
 	@$(MAKE) all
 	@python=$$(bench/python.sh $(B)) && $(call beside,$$python,cpu,$(ARGS))
-bench-gpu: ## compare with cuBLASLt, torch and Triton on a GPU; BENCH=kda: FLA; installs nothing
+bench-gpu: ## compare with cuBLASLt, torch and Triton on a GPU; BENCH= as above; installs nothing
 	@$(MAKE) all
 	@$(call beside,$${PYTHON:-python3},cuda,--shapes gpu --starts $(ARGS))
 layers: ## check the #include edges against the layout

@@ -26,7 +26,8 @@ BYTES = {"f32": 4, "bf16": 2, "f16": 2}
 
 
 class Arrays(Protocol):
-    """What an adapter makes its cases with. Shapes are tuples, dtypes "f32", "bf16", "f16"."""
+    """What an adapter makes its cases with. Shapes are tuples, dtypes "f32", "bf16", "f16", and on
+    a GPU "e4m3"."""
 
     def random(self, shape: Sequence[int], dtype: str) -> Any:
         """A new array of random numbers, unlike those before it."""
@@ -132,7 +133,8 @@ class CudaArrays:
         import torch
 
         self._torch, self._device, self._most_sets = torch, device, most_sets
-        self._dtypes = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+        self._dtypes = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16,
+                        "e4m3": torch.float8_e4m3fn}
         self._made = 0
         self._pool = torch.empty(POOL, device=device).uniform_(-1, 1)
 

@@ -91,7 +91,8 @@ class FromC:
                      for name in ("launch", "run", "dispatch")]
         objects = [address(x) for x in
                    (prepared._ctx, prepared._kernel, prepared._spec, prepared._arrays)]
-        call = QuernCall(stream or None, workspace or None, prepared.workspace_bytes)
+        call = QuernCall(stream or None, workspace or None,
+                         prepared.workspace_bytes if workspace else 0)
         self.keep = prepared
         self.cost = CallCost(*functions, *objects, call)
         self.code = ctypes.CDLL(library)
@@ -184,8 +185,6 @@ class Bench:
             self.workspace = self.torch.empty(
                 prepared.workspace_bytes, dtype=self.torch.uint8, device=self.device)
             workspace = self.workspace.data_ptr()
-        elif prepared.workspace_bytes:
-            raise RuntimeError("the tiny call was to need no workspace on the CPU")
         return FromC(library, prepared, stream, workspace)
 
     def ways(self, library: str) -> list[Way]:

@@ -108,7 +108,7 @@ class Clock:
     def _loop_of(self, contestant: Contestant) -> Loop:
         if contestant not in self._loops:
             loop = self._record(contestant, self._launches_for(contestant))
-            if contestant.role != "reader":
+            if contestant.computes:
                 calls = loop.launches // self._sets
                 check(self._case, contestant, lambda: self._complete(loop), calls)
             self._steady(loop)

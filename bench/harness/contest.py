@@ -94,10 +94,11 @@ class Contestant:
 
     name: str = ""  # "quern", "openblas", "onednn prepacked"
     detail: str = ""  # what it chose: "algorithm 3 of 8", "Cooperlake"
-    role: str = "peer"  # "ours", "untuned"; "reader": computes nothing, so it is not checked
+    role: str = "peer"  # "ours", "untuned"; "reader": its rate is the memory's
     against: str = "quern"  # whom of ours it is compared with, by name
     first_s = math.nan  # seconds until it could be called: compiling, its own tuning
     first_how = ""  # what is in them, or spared: "3.10 of them tuning"
+    computes = True  # False: something else of the same work, whose outputs are not looked at
     is_in_place = True  # a call goes on from where the last one left the inouts, if there are any
 
     def run(self, index: int) -> None:
@@ -248,7 +249,7 @@ def admit(case: Case, contestant: Contestant, outcome: Outcome) -> Player | None
         for index in ends_of(case):
             contestant.run(index)
 
-    if contestant.role == "reader":
+    if not contestant.computes:
         return Player(contestant, Errors(0.0, 0.0))
     try:
         return Player(contestant, check(case, contestant, compute))

@@ -27,6 +27,11 @@ def errors_of(output: Any, wanted: Any, least: float = 0.0) -> Errors:
     return Errors(root(float(off.sum()), whole), max(map(root, worst, typical)))
 
 
+def greater(one: Errors, other: Errors) -> Errors:
+    """The greater of each; NaN where either is."""
+    return Errors(*(a if a > b or math.isnan(a) else b for a, b in zip(one, other)))
+
+
 def root(off: float, right: float) -> float:
     """off / right, of norms given as their squares; off itself where all should be 0."""
     return math.sqrt(off / right) if right > 0 else math.sqrt(off)

@@ -75,7 +75,7 @@ class CpuRoof:
 class Reader(Contestant):
     """Reads case.reads of a set, all threads, in the order that roof_choose() found."""
 
-    name, role = "read", "reader"
+    name, role, computes = "read", "reader", False
 
     def __init__(self, case: Case, read: Any, pattern: Pattern) -> None:
         self._read = read

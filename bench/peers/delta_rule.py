@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.arrays import BYTES, Arrays
 from harness.contest import ArraySet, Case, Contestant, Errors, Say
-from harness.errors import errors_of
+from harness.errors import errors_of, greater
 from harness.shapes import BadOption
 from peers import recurrence
 from peers.ours import plain
@@ -327,11 +327,6 @@ class Reference:
                            [size.lengths[place] for place in order], state, size.k ** -0.5, o)
         states[order] = state
         return o, states
-
-
-def greater(one: Errors, other: Errors) -> Errors:
-    """The greater of each; NaN where either is."""
-    return Errors(*(a if not a <= b else b for a, b in zip(one, other)))
 
 
 def tokens_of(xp: Any, arrays: ArraySet, params: Params, size: Sizes, made: Any,

@@ -66,6 +66,7 @@ class Fake(Contestant):
                  role: str = "peer", fails: bool = False, breaks: bool = False,
                  chills: bool = False) -> None:
         self.name, self.detail, self.role = name, "", role
+        self.computes = role != "reader"
         self.against = name if role == "ours" else (
             "quern prepacked" if "prepacked" in name else "quern")
         self.seconds, self.breaks, self.chills = seconds, breaks, chills

@@ -32,6 +32,7 @@ import numpy as np  # noqa: E402 (the path comes first)
 from harness import contest, shapes  # noqa: E402
 from harness.arrays import Arrays, CudaArrays, HostArrays  # noqa: E402
 from harness.contest import Case, Contestant, Errors, check  # noqa: E402
+from harness.errors import greater  # noqa: E402
 from harness.shapes import BadOption  # noqa: E402
 from peers import delta_rule, gdn, kda, numpy_delta_rule  # noqa: E402
 
@@ -216,6 +217,12 @@ class Reference(unittest.TestCase):
             for wrong in ("state", "o"):
                 with self.assertRaisesRegex(contest.Wrong, "WRONG"):
                     self.checked(case, Oracle(case, wrong))
+
+    def test_a_nan_in_one_of_two_outputs_is_caught(self) -> None:
+        nan, zero = Errors(math.nan, math.nan), Errors(0.0, 1.0)
+        for found in (greater(nan, zero), greater(zero, nan)):
+            self.assertTrue(all(map(math.isnan, found)))
+        self.assertEqual(greater(Errors(2.0, 1.0), Errors(1.0, 3.0)), Errors(2.0, 3.0))
 
     def test_a_slot_that_is_not_named_keeps_its_bits(self) -> None:
         for case in self.each():

@@ -1,0 +1,20 @@
+"""What harness/call_child.py calls of attention: prefill of 16 tokens of a small head."""
+from __future__ import annotations
+
+from harness.call_child import Bench, Way
+
+SMALLEST = {"b": "1", "s": "16", "hq": "1", "d": "64"}
+LARGER = {"b": "1", "s": "128", "hq": "1", "d": "64"}
+TINY = {"cpu": SMALLEST, "cuda": SMALLEST}
+DISPATCHED = {"cpu": LARGER, "cuda": LARGER}
+PARAM = "sq"
+ROWS = {
+    "dispatch, sq the same": (64,),
+    "dispatch, sq within a bucket": (64, 33, 40, 51, 64, 60, 47, 39),
+    "dispatch, sq across 8 buckets": (1, 2, 3, 8, 9, 17, 64, 128),
+}
+
+
+def ways(bench: Bench) -> list[Way]:
+    """None but those that every family has."""
+    return []

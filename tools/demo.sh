@@ -9,15 +9,17 @@ cd "$(dirname "$0")/.."
 build=$1
 
 # What is shown: Llama-3 8B decoding one token (the feed-forward layer's two products) and reading
-# 512 (its second product, and attention's output projection); Kimi-Linear's attention on four GPUs
-# (8 heads) reading 1024 tokens of four requests and decoding one of each of 16, both with states in
-# a pool. A family adds its lines here; those in `tuned` are tuned between the two rounds.
+# 512 (attention's output projection); its attention on four GPUs (8 query heads, 2 of the cache)
+# reading 512 tokens and decoding one of each of 16 requests of 1024 in pages; Kimi-Linear's on four
+# GPUs (8 heads) reading 1024 tokens of four requests and decoding one of each of 16, both with
+# states in a pool. A family adds its lines here; those in `tuned` are tuned between the two rounds.
 runs='
 gemm m=1 n=28672 k=4096 a=bf16 b=bf16 d=bf16
 gemm m=1 n=4096 k=14336 a=bf16 b=bf16 d=bf16
-gemm m=512 n=4096 k=14336 a=bf16 b=bf16 d=bf16
 gemm m=512 n=4096 k=4096 a=bf16 b=bf16 d=bf16
 copy n=16777216 dtype=bf16
+attention sq=512 hq=8 hkv=2 causal=1
+attention_decode b=16 hq=8 hkv=2 pages=1024
 kda_prefill t=1024 n=4 h=8 varlen=1 gate=softplus dt_bias=1 l2norm=1 layout=vk pool=1 capacity=64
 kda_decode n=16 h=8 gate=softplus dt_bias=1 l2norm=1 layout=vk pool=1 capacity=64
 '
@@ -26,8 +28,9 @@ in_place_shape=64,8,128,128
 tuned='
 gemm m=1 n=4096 k=14336 a=bf16 b=bf16 d=bf16
 gemm m=512 n=4096 k=4096 a=bf16 b=bf16 d=bf16
+attention_decode b=16 hq=8 hkv=2 pages=1024
 '
-tune_seconds=6
+tune_seconds=4
 elsewhere='gemm m=512 n=4096 k=4096 a=bf16 b=bf16 d=bf16'
 elsewhere_targets=sm_80,sm_89,sm_90a,sm_100a,sm_120a
 
@@ -60,7 +63,7 @@ END
 
 head_line() {
     printf '\n%s\n' "$1"
-    printf '  %-11s  %-42s  %-11s  %-8s  %13s  %9s  %7s  %6s  %s\n' family spec 'config from' \
+    printf '  %-16s  %-42s  %-11s  %-8s  %13s  %9s  %7s  %6s  %s\n' family spec 'config from' \
         artifact 'first call ms' 'time us' TFLOP/s GB/s check
 }
 
@@ -77,9 +80,9 @@ if run["artifact"] not in sys.argv[2].split("|"):
 tflops = "%.3f" % run["tflops"] if run["tflops"] else ""  # a copy has no arithmetic
 spec = " ".join(sys.argv[4:])
 if len(spec) > 42:  # a line of its own
-    print("  %-11s  %s" % (sys.argv[3], spec))
+    print("  %-16s  %s" % (sys.argv[3], spec))
     sys.argv[3] = spec = ""
-print("  %-11s  %-42s  %-11s  %-8s  %13.1f  %9.1f  %7s  %6.1f  %s" % (
+print("  %-16s  %-42s  %-11s  %-8s  %13.1f  %9.1f  %7s  %6.1f  %s" % (
     sys.argv[3], spec, run["config_from"], run["artifact"],
     run["first_call_ms"], run["time_us"], tflops, run["gbps"], verdict))
 END

@@ -741,6 +741,34 @@ START_TEST(max_configs_and_progress_end_the_search)
 }
 END_TEST
 
+START_TEST(a_reused_winner_that_is_the_default_gains_nothing)
+{
+    struct tuning tuning;
+    struct qn_tuned row;
+    char *text, *group;
+    tuning_open(&tuning, NULL, "mill m=16");
+    tuning.options.max_configs = 1;
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_double_eq(tuning.result.speedup, 1);
+
+    /* As where the final measurement differs from the trial's. */
+    tuning_key(&tuning, &text, &group);
+    ck_assert_int_eq(qn_tuned_find(tuning.ctx->store, text, &row), QN_STORE_OK);
+    row.generation++;
+    row.time_us *= 2;
+    ck_assert_int_eq(qn_tuned_put(tuning.ctx->store, &row, NULL), QN_STORE_OK);
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_int_eq(tuning.result.is_reused, 1);
+    ck_assert_double_eq(tuning.result.best.time_us, row.time_us);
+    ck_assert_double_eq(tuning.result.heuristic.time_us, row.time_us);
+    ck_assert_double_eq(tuning.result.speedup, 1);
+    qn_tuned_fini(&row);
+    free(text);
+    free(group);
+    tuning_close(&tuning);
+}
+END_TEST
+
 START_TEST(sealed_gives_a_stored_winner_and_never_tunes)
 {
     char *path = common_scratch_path("sealed/quern.db");
@@ -939,6 +967,7 @@ int main(int argc, char **argv)
     tcase_add_test(tests, the_fastest_right_config_wins_and_serves_the_next_call);
     tcase_add_test(tests, slow_candidates_drop_out_early);
     tcase_add_test(tests, a_stored_winner_is_reused_and_force_makes_a_new_generation);
+    tcase_add_test(tests, a_reused_winner_that_is_the_default_gains_nothing);
     tcase_add_test(tests, two_tunings_give_one_winner_and_neighbours_seed_the_search);
     tcase_add_test(tests, of_two_that_tune_at_once_one_works_and_both_have_its_winner);
     tcase_add_test(tests, a_winner_that_the_cache_cannot_take_serves_its_context);

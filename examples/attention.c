@@ -31,8 +31,8 @@ static int store(struct quern_context *ctx)
     struct quern_set_kv_buffer_spec spec = QUERN_SET_KV_BUFFER_SPEC_INIT;
     struct quern_set_kv_buffer_arrays arrays = { .k = { k }, .v = { v }, .loc = { loc } };
     arrays.k_cache.data = k_cache, arrays.v_cache.data = v_cache;
-    spec.t = TOKENS, spec.hkv = HKV, spec.d = spec.dv = D, spec.dtype = QUERN_F32;
-    spec.page = PAGE, spec.pages = PAGES;
+    spec.t = TOKENS, spec.hkv = HKV, spec.d = spec.dv = D, spec.page = PAGE, spec.pages = PAGES;
+    spec.dtype = spec.kv_dtype = QUERN_F32;
     return quern_set_kv_buffer(ctx, &spec, &arrays, NULL);
 }
 

@@ -39,7 +39,7 @@ static int check_cache(const struct values *v, struct quern_message *why)
     if (v->page & (v->page - 1) || v->page > 256)
         return quern_refuse(why, "page=%lld: must be a power of two up to 256", (long long)v->page);
     if (v->kv_dtype != v->dtype && v->kv_dtype != QUERN_E4M3)
-        return quern_refuse(why, "kv_dtype=%s: must be dtype=%s, or e4m3",
+        return quern_refuse(why, "kv_dtype=%s: must be %s, as dtype is, or e4m3",
                             quern_dtype_name((int)v->kv_dtype), quern_dtype_name((int)v->dtype));
     if (attention_check_most("pages", v->pages, ATTENTION_MAX_TOKENS, why) ||
         attention_check_most("max_pages", v->max_pages, ATTENTION_MAX_TOKENS / v->page, why) ||

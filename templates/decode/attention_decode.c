@@ -138,7 +138,7 @@ static int validate(const struct quern_spec *spec, struct quern_message *why)
     if (check_sizes(v, why) || check_heads(v, why))
         return QUERN_INVALID;
     if (v->kv_dtype != v->dtype && v->kv_dtype != QUERN_E4M3)
-        return quern_refuse(why, "kv_dtype=%s: must be dtype=%s or e4m3",
+        return quern_refuse(why, "kv_dtype=%s: must be %s, as dtype is, or e4m3",
                             quern_dtype_name((int)v->kv_dtype), quern_dtype_name((int)v->dtype));
     if (v->softcap < 0)
         return quern_refuse(why, "softcap=%g: must be at least 0", v->softcap);

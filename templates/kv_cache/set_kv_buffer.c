@@ -15,12 +15,6 @@
 
 /* ---- What the variants share ----------------------------------------------------------------- */
 
-int set_kv_buffer_kv_dtype(const struct quern_spec *spec)
-{
-    const struct values *v = values_of(spec);
-    return (int)(v->kv_dtype == QUERN_NONE ? v->dtype : v->kv_dtype);
-}
-
 int64_t set_kv_buffer_rope_dim(const struct quern_spec *spec)
 {
     const struct values *v = values_of(spec);
@@ -42,7 +36,7 @@ void set_kv_buffer_define(struct quern_step *step, const struct quern_spec *buck
     quern_step_define(step, "HQ", v->hq);
     quern_step_define(step, "PAGE", v->page);
     quern_step_define(step, "DTYPE", v->dtype);
-    quern_step_define(step, "KV_DTYPE", set_kv_buffer_kv_dtype(bucket));
+    quern_step_define(step, "KV_DTYPE", v->kv_dtype);
     quern_step_define(step, "IS_MLA", v->layout == KV_MLA);
     quern_step_define(step, "KV_SCALE", v->kv_scale);
     quern_step_define(step, "IS_INDEX_64", v->index == QUERN_I64);
@@ -150,8 +144,11 @@ static int check_rope(const struct values *v, struct quern_message *why)
 static int check_layout(const struct values *v, struct quern_message *why)
 {
     const int is_e4m3 = v->kv_dtype == QUERN_E4M3, is_mla = v->layout == KV_MLA;
-    if (v->kv_dtype != QUERN_NONE && !is_e4m3 && (is_mla || v->kv_dtype != v->dtype))
-        return quern_refuse(why, "kv_dtype=%s: must be none, dtype=%s or e4m3; of layout=mla e4m3",
+    if (is_mla && !is_e4m3)
+        return quern_refuse(why, "kv_dtype=%s: must be e4m3 with layout=mla",
+                            quern_dtype_name((int)v->kv_dtype));
+    if (v->kv_dtype != v->dtype && !is_e4m3)
+        return quern_refuse(why, "kv_dtype=%s: must be %s, as dtype is, or e4m3",
                             quern_dtype_name((int)v->kv_dtype), quern_dtype_name((int)v->dtype));
     if (v->kv_scale && (!is_e4m3 || is_mla))
         return quern_refuse(why, "kv_scale=%s: must be none unless kv_dtype=e4m3 and layout=plain",
@@ -186,6 +183,8 @@ static void implied(struct quern_spec *spec)
         v->d = KV_MLA_WIDTH;
     if (v->dv == QUERN_REQUIRED && v->d != QUERN_REQUIRED)
         v->dv = is_mla ? 0 : v->d;
+    if (v->kv_dtype == QUERN_REQUIRED)
+        v->kv_dtype = is_mla ? QUERN_E4M3 : v->dtype;
 }
 
 /* No kernel is made for the cache's size, nor for cos_sin's: they become what a call needs. */
@@ -317,7 +316,7 @@ static void cost(const struct quern_spec *spec, struct quern_cost *cost)
 {
     const struct values *v = values_of(spec);
     const double size = (double)quern_dtype_bytes((int)v->dtype);
-    const double kept = (double)quern_dtype_bytes(set_kv_buffer_kv_dtype(spec));
+    const double kept = (double)quern_dtype_bytes((int)v->kv_dtype);
     const double rotated = (double)(set_kv_buffer_rope_dim(spec) * (v->hkv + v->hq));
     double token = (double)(v->hkv * (v->d + v->dv)) * size +
                    (v->layout == KV_MLA ? KV_MLA_BYTES : (double)(v->hkv * (v->d + v->dv)) * kept);

@@ -13,8 +13,6 @@ enum { KV_PLAIN, KV_MLA };                         /* layout */
 enum { KV_ROPE_NONE, KV_ROPE_NEOX, KV_ROPE_GPTJ }; /* rope */
 enum { KV_SCALE_NONE, KV_SCALE_TENSOR, KV_SCALE_HEAD };
 
-/* kv_dtype, or dtype where it is none. */
-int set_kv_buffer_kv_dtype(const struct quern_spec *spec);
 /* Columns that are rotated, and the first of them. */
 int64_t set_kv_buffer_rope_dim(const struct quern_spec *spec);
 int64_t set_kv_buffer_rope_first(const struct quern_spec *spec);

@@ -14,12 +14,6 @@
 
 /* ---- What the variants share ----------------------------------------------------------------- */
 
-int mla_decode_kv_dtype(const struct quern_spec *spec)
-{
-    const struct values *v = values_of(spec);
-    return (int)(v->kv_dtype == QUERN_NONE ? v->dtype : v->kv_dtype);
-}
-
 int64_t mla_decode_length(const struct quern_spec *spec)
 {
     const struct values *v = values_of(spec);
@@ -33,7 +27,7 @@ void mla_decode_define(struct quern_step *step, const struct quern_spec *bucket)
     quern_step_define(step, "HQ", v->hq);
     quern_step_define(step, "PAGE", v->page);
     quern_step_define(step, "DTYPE", v->dtype);
-    quern_step_define(step, "KV_DTYPE", mla_decode_kv_dtype(bucket));
+    quern_step_define(step, "KV_DTYPE", v->kv_dtype);
     quern_step_define(step, "CAUSAL", v->causal && v->sq > 1 && !v->topk);
     quern_step_define(step, "HAS_TOPK", v->topk > 0);
     quern_step_define(step, "HAS_LSE", v->lse);
@@ -103,8 +97,8 @@ static int validate(const struct quern_spec *spec, struct quern_message *why)
         return QUERN_INVALID;
     if (v->page & (v->page - 1))
         return quern_refuse(why, "page=%lld: must be a power of two up to 256", (long long)v->page);
-    if (v->kv_dtype != QUERN_NONE && v->kv_dtype != QUERN_E4M3 && v->kv_dtype != v->dtype)
-        return quern_refuse(why, "kv_dtype=%s: must be none, dtype=%s or e4m3",
+    if (v->kv_dtype != v->dtype && v->kv_dtype != QUERN_E4M3)
+        return quern_refuse(why, "kv_dtype=%s: must be %s, as dtype is, or e4m3",
                             quern_dtype_name((int)v->kv_dtype), quern_dtype_name((int)v->dtype));
     return QUERN_OK;
 }
@@ -114,6 +108,8 @@ static void implied(struct quern_spec *spec)
     struct values *v = (struct values *)(void *)spec->values;
     if (v->max_pages == QUERN_REQUIRED && v->b >= 0 && v->pages >= 0)
         v->max_pages = v->b ? (v->pages + v->b - 1) / v->b : v->pages;
+    if (v->kv_dtype == QUERN_REQUIRED)
+        v->kv_dtype = v->dtype;
 }
 
 /* No kernel is made for the cache's size: it becomes what a call needs. */
@@ -251,7 +247,7 @@ static double tolerance(const struct quern_spec *spec, int index)
 static void cost(const struct quern_spec *spec, struct quern_cost *cost)
 {
     const struct values *v = values_of(spec);
-    const int kv_dtype = mla_decode_kv_dtype(spec);
+    const int kv_dtype = (int)v->kv_dtype;
     const double queries = (double)v->b * (double)v->sq, length = (double)mla_decode_length(spec);
     const double rows = fmin((double)v->b * length, (double)v->pages * (double)v->page);
     const double row =

@@ -9,8 +9,6 @@
 QUERN_API extern const struct quern_family quern_family_mla_decode;
 extern const struct quern_variant mla_decode_sm90, mla_decode_sm80, mla_decode_cpu;
 
-/* kv_dtype, or dtype where it is none. */
-int mla_decode_kv_dtype(const struct quern_spec *spec);
 /* The most rows that a query sees. */
 int64_t mla_decode_length(const struct quern_spec *spec);
 

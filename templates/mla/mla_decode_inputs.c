@@ -142,7 +142,7 @@ static void poison(const struct values *v, uint64_t seed, int64_t row_bytes, cha
 static void draw_cache(const struct quern_spec *spec, uint64_t seed, void *cache)
 {
     const struct values *v = values_of(spec);
-    const int dtype = mla_decode_kv_dtype(spec);
+    const int dtype = (int)v->kv_dtype;
     const int64_t rows = v->pages * v->page;
     if (dtype != QUERN_E4M3) {
         draw_normals(dtype, mix(seed + 1), rows * MLA_DK, cache);

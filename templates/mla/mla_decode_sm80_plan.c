@@ -21,7 +21,7 @@ enum { SHAPES = sizeof(shapes) / sizeof(shapes[0]) };
 
 static int is_e4m3(const struct quern_problem *problem)
 {
-    return mla_decode_kv_dtype(problem->bucket) == QUERN_E4M3;
+    return values_of(problem->bucket)->kv_dtype == QUERN_E4M3;
 }
 
 static int64_t shared_bytes(const struct quern_problem *problem, const int32_t *config)

@@ -27,12 +27,18 @@ def either(name: str, value: Any, alias: str, other: Any) -> Any:
 
 
 def softcap_of(softcap: Any, other: Any) -> Any:
-    """softcap, or FlashInfer's logits_soft_cap. Error: both are given."""
+    """softcap, or FlashInfer's logits_soft_cap; 0 is none. Error: both are given."""
     if other is None:
-        return softcap
+        return 0.0 if softcap is None else softcap
     if softcap not in (None, 0):
         raise Error("logits_soft_cap: must not be given with softcap, another name of it")
     return other
+
+
+def cap_of(options: dict[str, Any]) -> dict[str, Any]:
+    """The family's softcap, if there is one: none is the family's default, not a given 0."""
+    cap = options["softcap"]  # a number's text, or None
+    return {} if cap is None or float(cap) == 0 else {"softcap": cap}
 
 
 def window_of(size: Any, is_causal: bool) -> tuple[int, bool]:

@@ -4,9 +4,12 @@
 from __future__ import annotations
 
 import os
+import pathlib
+import subprocess
 from unittest import mock
 
-from common import RANDOM, Case, from_bf16, main, np, poisoned, quern, random, to_bf16
+from common import (BUILD, FOLDER, RANDOM, ROOT, Case, from_bf16, main, np, poisoned, quern, random,
+                    to_bf16)
 
 F32 = 1e-5  # bound of the relative error, and of the absolute one of an lse
 BF16 = 6e-3
@@ -736,6 +739,42 @@ class StoreTest(Case):
             refuse("loc[5]=1000000: must be -1, or", context=context)
         for cache in caches:
             self.assertFalse(cache.any())
+
+
+class CommandLineTest(Case):
+    """What `quern build` made is what calls look for."""
+
+    def serves(self, spec, call):
+        cache = FOLDER / f"{spec.split()[0]}.db"
+        tool = pathlib.Path(BUILD or ROOT / "build").resolve() / "quern"
+        subprocess.run([tool, "build", *spec.split()], check=True, capture_output=True,
+                       env={**os.environ, "QUERN_CACHE": str(cache)})
+        with quern.Context("cpu", cache=cache, mode="sealed") as context:
+            call(context)
+
+    def test_attention(self):
+        q, k, v = random(2, 16, 4, 64), random(2, 16, 2, 64), random(2, 16, 2, 64)
+        spec = "attention b=2 sq=16 sk=16 hq=4 hkv=2 d=64 dtype=f32 causal=1"
+        self.serves(spec, lambda at: at.attention(q, k, v, causal=True))
+        self.serves(spec, lambda at: at.attention(q, k, v, causal=True, softcap=None))
+
+    def test_attention_decode(self):
+        q, (k, v) = random(2, 4, 64), random(2, 8, 16, 2, 64)
+        table, lens = np.arange(8, dtype=np.int32).reshape(2, 4), np.array([9, 64], np.int32)
+        self.serves("attention_decode b=2 hq=4 hkv=2 d=64 page=16 pages=8 dtype=f32",
+                    lambda at: at.attention_decode(q, k, v, table, lens, logits_soft_cap=0.0))
+
+    def test_mla_decode(self):
+        q, cache = random(2, 16, 576), random(4, 64, 576)
+        table, lens = np.arange(4, dtype=np.int32).reshape(2, 2), np.array([9, 64], np.int32)
+        self.serves("mla_decode b=2 hq=16 pages=4 dtype=f32",
+                    lambda at: at.mla_decode(q, cache, table, lens))
+
+    def test_set_kv_buffer(self):
+        k, v, (k_cache, v_cache) = random(8, 2, 64), random(8, 2, 64), random(2, 4, 16, 2, 64)
+        loc = np.arange(8, dtype=np.int32)
+        self.serves("set_kv_buffer t=8 hkv=2 d=64 pages=4 dtype=f32",
+                    lambda at: at.set_kv_buffer(k, v, k_cache, v_cache, loc))
 
 
 class RefusalTest(Case):

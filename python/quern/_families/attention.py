@@ -22,9 +22,9 @@ from .._call import is_traced, options_of, run
 from .._context import Context
 from .._errors import invalid
 from .._forms import Arrays, Extents, checks_of, given, product, require, require_float, widened
-from .._kv_forms import (absent, cache_params, caches, count_sequences, either, factors, indices_of,
-                         outputs_of, page_table, require_heads, scale_of, sinks_of, softcap_of,
-                         window_of)
+from .._kv_forms import (absent, cache_params, caches, cap_of, count_sequences, either, factors,
+                         indices_of, outputs_of, page_table, require_heads, scale_of, sinks_of,
+                         softcap_of, window_of)
 from .._numbers import with_arrays
 from .._plan import Function, Inferred
 
@@ -106,7 +106,7 @@ def _infer(arrays: Arrays, options: dict[str, Any]) -> Inferred:
             views[name] = widened(array, 0)
     params = {"b": b, "sq": q.shape[-3], "sk": k.shape[-3], "hq": q.shape[-2],
               "hkv": k.shape[-2], "d": q.shape[-1], "dv": v.shape[-1], "dtype": q.dtype,
-              "causal": is_causal, "window": window, "softcap": options["softcap"],
+              "causal": is_causal, "window": window, **cap_of(options),
               **sinks_of(arrays, q.shape[-2]), "varlen": arrays["cu_seqlens_q"] is not None,
               "lse": has_lse, **scale_of(options)}
     return Inferred(params, views, made=made, origins=ORIGINS, returned=returned)
@@ -194,7 +194,7 @@ def _infer_extend(arrays: Arrays, options: dict[str, Any]) -> Inferred:
     views.update(k_cache=keys, v_cache=values)
     params = {**cache_params(keys, values), "b": b, "t": product(lead), "hq": q.shape[-2],
               "dtype": q.dtype, **_prefix(arrays, b), **scales, "causal": is_causal,
-              "window": window, "softcap": options["softcap"], **sinks_of(arrays, q.shape[-2]),
+              "window": window, **cap_of(options), **sinks_of(arrays, q.shape[-2]),
               "lse": has_lse, **scale_of(options)}
     for name in ("q", "k", "v", "out", "lse"):
         array = arrays[name]

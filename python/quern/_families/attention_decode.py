@@ -14,8 +14,8 @@ from .._arrays import Array
 from .._context import Context
 from .._errors import invalid
 from .._forms import Arrays, checks_of, given, require, require_float
-from .._kv_forms import (cache_params, caches, either, factors, indices_of, outputs_of, page_table,
-                         scale_of, sinks_of, softcap_of, window_of)
+from .._kv_forms import (cache_params, caches, cap_of, either, factors, indices_of, outputs_of,
+                         page_table, scale_of, sinks_of, softcap_of, window_of)
 from .._plan import Function, Inferred
 from .attention import ORIGINS, run_function
 
@@ -68,7 +68,7 @@ def _infer(arrays: Arrays, options: dict[str, Any]) -> Inferred:
     b = q.shape[0]
     params = {**cache_params(keys, values), "b": b, "hq": q.shape[-2], "dtype": q.dtype,
               "max_pages": page_table(arrays, b, "seq_lens"), **shared, **scales,
-              "window": window, "softcap": options["softcap"], **sinks_of(arrays, q.shape[-2]),
+              "window": window, **cap_of(options), **sinks_of(arrays, q.shape[-2]),
               "lse": has_lse, "deterministic": options["deterministic"], **scale_of(options)}
     return Inferred(params, views, made=made, origins={**ORIGINS, "dv": ("v_cache", "Dv"),
                                                        "hkv": ("k_cache", "Hkv")},

@@ -55,9 +55,10 @@ def _infer(arrays: Arrays, options: dict[str, Any]) -> Inferred:
         array = arrays[name]
         if array is not None and len(q.shape) == 3:
             views[name] = widened(array, 1)
+    is_causal = options["causal"] or steps == 1  # one query: the default
     params = {"b": lead[0], "sq": steps, "hq": lead[-2], "page": cache.shape[1],
               "pages": cache.shape[0], "dtype": q.dtype,
-              "kv_dtype": "e4m3" if is_fp8 else cache.dtype, "causal": options["causal"],
+              "kv_dtype": "e4m3" if is_fp8 else cache.dtype, "causal": is_causal,
               "lse": has_lse, "deterministic": options["deterministic"], **scale_of(options)}
     if indices is None:
         params["max_pages"] = page_table(arrays, lead[0], "seq_lens")

@@ -6,12 +6,14 @@
  *                                         ^                          | miss
  *                                         +----- compile, put <------+  under the key's lease
  *
- * A unit is a distinct (source, defines); steps that share one share its artifact. Everything a
+ * A unit is a distinct (source, defines); steps that share one share its artifact, and units that
+ * the store lacks are made side by side. Everything a
  * build owns hangs on struct build and is released in one place. Letters of --dump: b bucket,
  * c config, p plan, e emitted source, k keys, a artifacts.
  */
 #include "jit/build.h"
 
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,7 +42,8 @@ struct build {
     enum quern_artifact_from from[QUERN_MAX_STEPS];
     double compile_ms[QUERN_MAX_STEPS];
     struct quern_kernel *kernel;
-    char *log; /* the compiler's, after a failure */
+    pthread_mutex_t lock; /* log: units compile side by side */
+    char *log;            /* a compiler's, after a failure */
 };
 
 /* ---- Plan ---------------------------------------------------------------------------------- */
@@ -224,8 +227,10 @@ static int compile_artifact(struct build *build, int u)
     if (!status)
         status = check_entries(build, u, result.report, &why);
     if (status) {
+        pthread_mutex_lock(&build->lock);
         free(build->log);
         build->log = result.log;
+        pthread_mutex_unlock(&build->lock);
         result.log = NULL;
         qn_compile_result_fini(&result);
         return qn_fail_why(ctx, status, &why);
@@ -254,16 +259,14 @@ static int compile_artifact(struct build *build, int u)
     return QUERN_OK;
 }
 
-/* Once across processes: the holder of the key's lease compiles, the others find its row. */
-static int get_artifact(struct build *build, int u)
+/* What the store lacks is made, once across processes: the holder of the key's lease compiles, the
+ * others find its row. */
+static int make_artifact(struct build *build, int u)
 {
     struct qn_lease *lease = NULL;
     char hex[QN_KEY_HEX], name[64];
     int status = QUERN_OK;
 
-    build->from[u] = QUERN_FROM_DISK;
-    if (find_artifact(build, u, false) == QN_STORE_OK)
-        return QUERN_OK;
     if (build->ctx->is_sealed)
         return fail_sealed(build, u);
     if (!build->compiler[0])
@@ -277,15 +280,69 @@ static int get_artifact(struct build *build, int u)
     return status;
 }
 
+static int get_artifact(struct build *build, int u)
+{
+    build->from[u] = QUERN_FROM_DISK;
+    return find_artifact(build, u, false) == QN_STORE_OK ? QUERN_OK : make_artifact(build, u);
+}
+
+/* A unit that is made in a thread of its own. */
+struct making {
+    struct build *build;
+    int unit, status;
+    char why[1024]; /* errors are the thread's: this one is handed on */
+    pthread_t thread;
+};
+
+static void *making_main(void *user)
+{
+    struct making *making = user;
+    making->status = make_artifact(making->build, making->unit);
+    if (making->status)
+        snprintf(making->why, sizeof(making->why), "%s", quern_errmsg(making->build->ctx));
+    return NULL;
+}
+
+/* Units are made side by side, the first in the calling thread, by as many threads as the context
+ * may still have: a tuner's builds share them. */
+static int make_artifacts(struct build *build, const int *missing, int count)
+{
+    struct making makings[QUERN_MAX_STEPS];
+    atomic_int *makers = &build->ctx->makers;
+    int thread_count = 0, status = QUERN_OK;
+    while (thread_count < count - 1 && atomic_fetch_add(makers, 1) < build->ctx->max_makers) {
+        struct making *making = &makings[thread_count];
+        *making = (struct making){ .build = build, .unit = missing[count - 1 - thread_count] };
+        if (pthread_create(&making->thread, NULL, making_main, making))
+            break;
+        thread_count++;
+    }
+    if (thread_count < count - 1)
+        atomic_fetch_sub(makers, 1);
+    for (int i = 0; i < count - thread_count && !status; i++)
+        status = make_artifact(build, missing[i]);
+    for (int i = 0; i < thread_count; i++) {
+        pthread_join(makings[i].thread, NULL);
+        if (!status && makings[i].status)
+            status = qn_fail(build->ctx, makings[i].status, "%s", makings[i].why);
+    }
+    atomic_fetch_sub(makers, thread_count);
+    return status;
+}
+
 static int stage_artifacts(struct build *build)
 {
+    int missing[QUERN_MAX_STEPS], count = 0;
     if (!build->ctx->is_sealed &&
         build->backend->compiler(build->device, build->compiler, sizeof(build->compiler),
                                  &build->no_compiler))
         build->compiler[0] = '\0';
-    for (int u = 0; u < build->unit_count; u++)
-        QN_TRY(get_artifact(build, u));
-    return QUERN_OK;
+    for (int u = 0; u < build->unit_count; u++) {
+        build->from[u] = QUERN_FROM_DISK;
+        if (find_artifact(build, u, false) != QN_STORE_OK)
+            missing[count++] = u;
+    }
+    return count ? make_artifacts(build, missing, count) : QUERN_OK;
 }
 
 /* ---- Load ---------------------------------------------------------------------------------- */
@@ -386,6 +443,7 @@ static int build_init(struct build *build, struct quern_context *ctx,
                       const struct qn_build_request *request)
 {
     memset(build, 0, sizeof(*build));
+    pthread_mutex_init(&build->lock, NULL);
     build->ctx = ctx;
     build->request = request;
     QN_TRY(qn_device_for(ctx, request->target, &build->backend, &build->device));
@@ -402,6 +460,7 @@ static void build_fini(struct build *build)
         qn_artifact_fini(&build->artifacts[u]);
     qn_units_fini(build->units, build->unit_count);
     qn_kernel_destroy(build->ctx, build->kernel);
+    pthread_mutex_destroy(&build->lock);
     free(build->log);
 }
 

@@ -553,7 +553,7 @@ static double relative(double error, double norm)
 
 static double row_error(const struct row *row, const struct outcome *outcome)
 {
-    bool are_terms = outcome->norm > 0 && isfinite(row->terms) && row->terms > outcome->norm;
+    bool are_terms = isfinite(row->terms) && row->terms > outcome->norm;
     return relative(outcome->error, are_terms ? row->terms : outcome->norm);
 }
 

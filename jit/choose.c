@@ -69,6 +69,24 @@ static int fail_named(struct quern_context *ctx, const struct qn_build_request *
                    variant->name, variant->doc ? variant->doc : "no description", spec);
 }
 
+/* None of the target's kind can: what they are says why. */
+static int fail_all(struct quern_context *ctx, const struct qn_build_request *request,
+                    const char *target, const char *spec)
+{
+    const struct quern_family *family = request->bucket->spec.family;
+    char known[512] = "", one[160];
+    for (int i = 0; family->variants[i]; i++) {
+        const struct quern_variant *variant = family->variants[i];
+        if (variant->device != request->target->kind)
+            continue;
+        snprintf(one, sizeof(one), "%s (%s)", variant->name,
+                 variant->doc ? variant->doc : "no description");
+        qn_list_add(known, sizeof(known), one);
+    }
+    return qn_fail(ctx, QUERN_UNSUPPORTED, "target=%s: no variant serves %s; %s%s", target, spec,
+                   *known ? "there are: " : "there is none for this kind of target", known);
+}
+
 static int choose_first(struct quern_context *ctx, const struct qn_build_request *request,
                         const struct quern_variant **variant)
 {
@@ -85,7 +103,7 @@ static int choose_first(struct quern_context *ctx, const struct qn_build_request
     quern_spec_text(&request->bucket->spec, spec, sizeof(spec));
     if (request->variant)
         return fail_named(ctx, request, target, spec);
-    return qn_fail(ctx, QUERN_UNSUPPORTED, "target=%s: no variant serves %s", target, spec);
+    return fail_all(ctx, request, target, spec);
 }
 
 /* ---- Tuned rows ---------------------------------------------------------------------------- */

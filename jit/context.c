@@ -15,6 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <sys/stat.h>
 #include <time.h>
 
@@ -205,6 +206,7 @@ static int options_read_words(struct quern_context *ctx)
 
     if (strcmp(mode, "normal") && strcmp(mode, "sealed"))
         return qn_fail(ctx, QUERN_INVALID, "mode=%s: must be normal or sealed", mode);
+    ctx->max_makers = (int)sysconf(_SC_NPROCESSORS_ONLN);
     ctx->is_sealed = !strcmp(mode, "sealed");
     if (ctx->options.log_level)
         return QUERN_OK;

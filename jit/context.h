@@ -87,7 +87,9 @@ struct quern_context {
     int plugin_count;
     struct quern_kernel *kernels[QN_KERNEL_CHAINS];
     struct quern_kernel *given[QN_KERNEL_CHAINS]; /* with a variant or config of the caller's */
-    struct quern_kernel *retired;      /* replaced by a newer winner; freed with the context */
+    struct quern_kernel *retired; /* replaced by a newer winner; freed with the context */
+    atomic_int makers; /* threads that builds have started to make units, at most max_makers */
+    int max_makers;
     _Atomic unsigned epoch;            /* moves when a bucket's kernel may have changed */
     struct qn_winner *_Atomic winners; /* that the store would not take: winners.c */
 

@@ -462,6 +462,17 @@ START_TEST(a_row_whose_terms_cancel_is_measured_against_them)
     call_run(&call);
     put(&call, call.out, 3, 0, get(&call, call.out, 3, 0) + 4.5);
     fails(&call, "row 3, element 0");
+    for (int row = 3; row <= 4; row++) { /* where nothing at all is left; row 4 tells no terms */
+        for (int64_t i = 0; i < call.n; i++)
+            put(&call, call.x, row, i, 0);
+    }
+    ck_assert(!call_expect(&call, 1));
+    call_run(&call);
+    put(&call, call.out, 3, 0, 1e-6);
+    passes(&call);
+    call_run(&call);
+    put(&call, call.out, 4, 0, 1e-6);
+    fails(&call, "row 4, element 0");
     call_fini(&call);
 }
 END_TEST

@@ -180,12 +180,13 @@ struct quern_binding {
 #define QUERN_BIND(step_launch, args_struct, x, y, z)                                              \
     do {                                                                                           \
         QUERN_STATIC_ASSERT(sizeof(args_struct) <= QUERN_ARGS_BYTES, "arguments too large");       \
-        __builtin_memcpy((step_launch)->args, &(args_struct), sizeof(args_struct));                \
-        (step_launch)->args_bytes = sizeof(args_struct);                                           \
-        (step_launch)->map_count = 0;                                                              \
-        (step_launch)->grid[0] = (uint32_t)(x);                                                    \
-        (step_launch)->grid[1] = (uint32_t)(y);                                                    \
-        (step_launch)->grid[2] = (uint32_t)(z);                                                    \
+        struct quern_step_launch *quern_bound_ = (step_launch);                                    \
+        __builtin_memcpy(quern_bound_->args, &(args_struct), sizeof(args_struct));                 \
+        quern_bound_->args_bytes = sizeof(args_struct);                                            \
+        quern_bound_->map_count = 0;                                                               \
+        quern_bound_->grid[0] = (uint32_t)(x);                                                     \
+        quern_bound_->grid[1] = (uint32_t)(y);                                                     \
+        quern_bound_->grid[2] = (uint32_t)(z);                                                     \
     } while (0)
 
 /* One more tensor map of the step, zeroed, to be filled in by the caller; after QUERN_BIND. */
@@ -332,8 +333,8 @@ QUERN_API void quern_ref_expect(struct quern_ref *ref, int index, int64_t first,
                                 const double *values);
 /* The same for a row each of whose elements is a sum. `norm` is the norm of all their terms: the
  * root of the sum of squares. Where terms cancel, what rounding them does is measured against it,
- * not against the little that is left, which may then be anything so small; where they do not, it
- * makes no difference. */
+ * not against the little or nothing that is left, which may then be anything so small; where they
+ * do not, it makes no difference. Of a norm of 0, a sum of nothing, no error is allowed. */
 QUERN_API void quern_ref_expect_sums(struct quern_ref *ref, int index, int64_t first, int64_t count,
                                      const double *values, double norm);
 /* Memory for `count` doubles, zeroed, until the unit ends. */

@@ -178,6 +178,12 @@ class VerbsTest(CommandCase):
         text = self.quern("families", "gemm").stdout
         for kernel in gemm["kernels"]:
             self.assertRegex(text, f"{kernel['variant']} +{kernel['device']} +{kernel['doc'][:20]}")
+        self.assertRegex(text, "bias +IN if bias +bias +")
+        self.assertRegex(text, "d +INOUT if accumulate, else OUT +d +")
+        text = self.quern("families", "attention_decode").stdout
+        self.assertRegex(text, "b +dynamic +at least 0 +required")
+        self.assertRegex(text, "hkv +static +at least 1 +implied")
+        self.assertRegex(text, "seq_lens +IN +i32 ")
 
     def test_gen_prints_defines_and_template(self):
         source = self.quern("gen", *SMALL).stdout

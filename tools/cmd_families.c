@@ -9,6 +9,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 
 static const char *class_word(const struct quern_param *param)
 {
@@ -39,6 +40,48 @@ static int word_at(const char *list, int64_t index, char *word, size_t size)
         list += length;
     }
     return 0;
+}
+
+/* Whether text may leave out a parameter without a default, since others imply its value. */
+static int is_implied(const struct quern_family *family,
+                      const struct quern_family_description *about, int index)
+{
+    struct quern_spec spec = { .family = family };
+
+    if (!family->implied || about->params[index].default_value != QUERN_REQUIRED)
+        return 0;
+    for (int i = 0; i < about->param_count; i++) {
+        spec.values[i] = about->params[i].default_value;
+        if (spec.values[i] == QUERN_REQUIRED && i != index)
+            spec.values[i] = 1;
+    }
+    family->implied(&spec);
+    return spec.values[index] != QUERN_REQUIRED;
+}
+
+/* Of a list "QUERN_I32" is i32; what depends on a parameter stays as it is written. */
+static void dtype_text(const char *dtype, char *text, size_t size)
+{
+    for (int i = 0; i < QUERN_DTYPE_COUNT; i++) {
+        char word[32];
+        snprintf(word, sizeof(word), "QUERN_%s", quern_dtype_name(i));
+        if (!strcasecmp(word, dtype))
+            dtype = quern_dtype_name(i);
+    }
+    snprintf(text, size, "%s", dtype);
+}
+
+/* "lse ? OUT : ABSENT" as "OUT if lse", "inplace ? INOUT : OUT" as "INOUT if inplace, else OUT". */
+static void role_text(const char *role, char *text, size_t size)
+{
+    const char *yes = strstr(role, " ? "), *no = yes ? strstr(yes, " : ") : NULL;
+
+    if (!no || strstr(no, " ? "))
+        snprintf(text, size, "%s", role);
+    else
+        snprintf(text, size, "%.*s if %.*s%s%s", (int)(no - yes - 3), yes + 3, (int)(yes - role),
+                 role, strcmp(no, " : ABSENT") ? ", else " : "",
+                 strcmp(no, " : ABSENT") ? no + 3 : "");
 }
 
 /* ---- JSON ---------------------------------------------------------------------------------- */
@@ -151,10 +194,12 @@ static void domain_text(const struct quern_param *param, char *text, size_t size
     }
 }
 
-static void default_text(const struct quern_param *param, char *text, size_t size)
+static void default_text(const struct quern_param *param, int is_implied, char *text, size_t size)
 {
     if (param->kind == QUERN_REAL)
         snprintf(text, size, "not given");
+    else if (is_implied)
+        snprintf(text, size, "implied");
     else if (param->default_value == QUERN_REQUIRED)
         snprintf(text, size, "required");
     else if (param->kind == QUERN_DTYPE)
@@ -164,7 +209,8 @@ static void default_text(const struct quern_param *param, char *text, size_t siz
         snprintf(text, size, "%" PRId64, param->default_value);
 }
 
-static void print_params(const struct quern_family_description *about)
+static void print_params(const struct quern_family *family,
+                         const struct quern_family_description *about)
 {
     char domain[128], otherwise[64];
 
@@ -172,7 +218,7 @@ static void print_params(const struct quern_family_description *about)
     for (int i = 0; i < about->param_count; i++) {
         const struct quern_param *param = &about->params[i];
         domain_text(param, domain, sizeof(domain));
-        default_text(param, otherwise, sizeof(otherwise));
+        default_text(param, is_implied(family, about, i), otherwise, sizeof(otherwise));
         printf("  %-14s %-8s %-18s %-10s %s\n", param->name, class_word(param), domain, otherwise,
                param->doc);
     }
@@ -180,11 +226,14 @@ static void print_params(const struct quern_family_description *about)
 
 static void print_arrays(const struct quern_family_description *about)
 {
+    char role[128], dtype[64];
+
     printf("\n  %-14s %-26s %-9s %s\n", "array", "role", "dtype", "shape");
     for (int i = 0; i < about->array_count; i++) {
         const struct quern_array_info *array = &about->arrays[i];
-        printf("  %-14s %-26s %-9s [%s]  %s\n", array->name, array->role, array->dtype,
-               array->shape, array->doc);
+        role_text(array->role, role, sizeof(role));
+        dtype_text(array->dtype, dtype, sizeof(dtype));
+        printf("  %-14s %-26s %-9s [%s]  %s\n", array->name, role, dtype, array->shape, array->doc);
     }
 }
 
@@ -221,7 +270,7 @@ static void print_family(const struct quern_family *family)
     quern_family_describe(family, &about);
     printf("%s (templates/%s): %s\n", about.name, about.folder, about.doc);
     print_variants(family);
-    print_params(&about);
+    print_params(family, &about);
     print_arrays(&about);
     print_knobs(family);
 }

@@ -39,42 +39,6 @@
 #define HALF (ROPE_DIM / 2)
 #define IS_GPTJ (ROPE == 2)
 
-/* BYTES bytes from p, a multiple of ACCESS or less than it, as words. */
-template <int BYTES, int ACCESS>
-static __device__ __forceinline__ void load_bytes(uint32_t *words, const void *p)
-{
-    constexpr int piece = ACCESS < BYTES ? ACCESS : BYTES, part = piece < 4 ? piece : 4;
-#pragma unroll
-    for (int i = 0; i < BYTES; i += piece) {
-        uint32_t loaded[4];
-        load_words(loaded, (const char *)p + i, piece);
-        if (piece >= 4) {
-#pragma unroll
-            for (int w = 0; w < piece / 4; w++)
-                words[i / 4 + w] = loaded[w];
-        } else {
-            uint32_t before = i % 4 ? words[i / 4] : 0;
-            words[i / 4] = before | loaded[0] << i % 4 * 8;
-        }
-    }
-    static_assert(BYTES % part == 0, "whole accesses");
-}
-
-template <int BYTES, int ACCESS>
-static __device__ __forceinline__ void store_bytes(void *p, const uint32_t *words)
-{
-    constexpr int piece = ACCESS < BYTES ? ACCESS : BYTES;
-#pragma unroll
-    for (int i = 0; i < BYTES; i += piece) {
-        if (piece >= 4) {
-            store_words((char *)p + i, words + i / 4, piece);
-        } else {
-            uint32_t word = words[i / 4] >> i % 4 * 8;
-            store_words((char *)p + i, &word, piece);
-        }
-    }
-}
-
 static __device__ __forceinline__ int64_t index_at(const void *indices, int64_t i)
 {
     return IS_INDEX_64 ? ((const int64_t *)indices)[i] : ((const int32_t *)indices)[i];

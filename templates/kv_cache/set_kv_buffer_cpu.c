@@ -8,7 +8,7 @@
  * Every operation is rounded by itself, so that all devices agree to the bit: a compiler that
  * contracts a product and a sum is kept from it by alone(). */
 #include "common/cpu/dtype.h"
-#include "kv_cache/kv_e4m3.h"
+#include "common/cpu/e4m3.h"
 #include "kv_cache/set_kv_buffer_args.h"
 
 #ifndef HKV

@@ -112,6 +112,18 @@ __device__ __forceinline__ uint8_t e4m3_from_f32(float value)
 #endif
 }
 
+/* A pair, the first value in the low byte. */
+__device__ __forceinline__ uint32_t e4m3x2_from_f32(float low, float high)
+{
+#if __CUDA_ARCH__ >= 890
+    uint16_t bits;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(bits) : "f"(high), "f"(low));
+    return bits;
+#else
+    return fp8_from_f32(low, 3, -6, 448.0f) | (uint32_t)fp8_from_f32(high, 3, -6, 448.0f) << 8;
+#endif
+}
+
 __device__ __forceinline__ uint8_t e5m2_from_f32(float value)
 {
 #if __CUDA_ARCH__ >= 890

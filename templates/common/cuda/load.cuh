@@ -33,6 +33,42 @@ __device__ __forceinline__ void store_words(void *p, const uint32_t *words, int 
         *(uint8_t *)p = (uint8_t)words[0];
 }
 
+/* size bytes from p as words, in accesses of width bytes: a divisor of size or a multiple. */
+template <int size, int width>
+__device__ __forceinline__ void load_bytes(uint32_t *words, const void *p)
+{
+    constexpr int piece = width < size ? width : size, part = piece < 4 ? piece : 4;
+#pragma unroll
+    for (int i = 0; i < size; i += piece) {
+        uint32_t loaded[4];
+        load_words(loaded, (const char *)p + i, piece);
+        if (piece >= 4) {
+#pragma unroll
+            for (int w = 0; w < piece / 4; w++)
+                words[i / 4 + w] = loaded[w];
+        } else {
+            uint32_t before = i % 4 ? words[i / 4] : 0;
+            words[i / 4] = before | loaded[0] << i % 4 * 8;
+        }
+    }
+    static_assert(size % part == 0, "whole accesses");
+}
+
+template <int size, int width>
+__device__ __forceinline__ void store_bytes(void *p, const uint32_t *words)
+{
+    constexpr int piece = width < size ? width : size;
+#pragma unroll
+    for (int i = 0; i < size; i += piece) {
+        if (piece >= 4) {
+            store_words((char *)p + i, words + i / 4, piece);
+        } else {
+            uint32_t word = words[i / 4] >> i % 4 * 8;
+            store_words((char *)p + i, &word, piece);
+        }
+    }
+}
+
 /* Shared memory by its 32-bit address. */
 __device__ __forceinline__ uint32_t load_shared_4(uint32_t from)
 {

@@ -80,7 +80,7 @@ static int64_t registers_of(const struct attention_work *work, const int32_t *co
     int64_t rows = config[ATTENTION_BM] / config[ATTENTION_WARPS];
     int64_t sums = rows * (work->dv + config[ATTENTION_BN]) / 32;
     int64_t fetched = config[ATTENTION_BN] * (work->d + work->dv) / 128 / config[ATTENTION_WARPS];
-    int64_t others = work->has_prefix && config[ATTENTION_PACK] ? 68 : 60;
+    int64_t others = work->is_narrow || (work->has_prefix && config[ATTENTION_PACK]) ? 68 : 60;
     return sums + (config[ATTENTION_Q_REGS] ? rows * work->d / 64 : 0) +
            (work->is_converted ? fetched : 0) + others;
 }

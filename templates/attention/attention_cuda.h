@@ -26,6 +26,7 @@ struct attention_work {
     int is_varlen;
     int has_prefix;   /* keys and values are in a cache, too */
     int is_converted; /* which is of another dtype, so that it is read by way of registers */
+    int is_narrow;    /* an array is aligned to less than 16 bytes */
     int64_t l1_bytes; /* of shared memory that a block may have; 0: unknown */
 };
 

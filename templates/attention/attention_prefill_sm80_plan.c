@@ -25,6 +25,10 @@ static struct attention_work work_of_problem(const struct quern_problem *problem
 {
     struct attention_work work = attention_prefill_work(problem->bucket);
     work.l1_bytes = problem->profile->l1_bytes;
+    work.is_narrow |= problem->alignment[ARRAY_q] < 16;
+    work.is_narrow |= problem->alignment[ARRAY_k] < 16;
+    work.is_narrow |= problem->alignment[ARRAY_v] < 16;
+    work.is_narrow |= problem->alignment[ARRAY_o] < 16;
     return work;
 }
 
@@ -118,7 +122,7 @@ static void bind(const struct quern_binding *binding, struct quern_launch *launc
 
 const struct quern_variant attention_prefill_sm80 = {
     .name = "attention_prefill_sm80",
-    .doc = "flash attention by mma.sync, fed by cp.async",
+    .doc = "flash attention by mma.sync, fed by cp.async; bf16, f16",
     .device = QUERN_CUDA,
     .knobs = attention_cuda_knobs,
     .knob_count = ATTENTION_KNOBS,

@@ -155,7 +155,7 @@ static void bind(const struct quern_binding *binding, struct quern_launch *launc
 
 const struct quern_variant attention_prefill_sm90 = {
     .name = "attention_prefill_sm90",
-    .doc = "flash attention by wgmma, fed by cp.async; Hopper",
+    .doc = "flash attention by wgmma on Hopper, fed by cp.async; bf16, f16",
     .device = QUERN_CUDA,
     .knobs = knobs,
     .knob_count = KNOB_COUNT,

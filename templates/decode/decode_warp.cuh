@@ -228,16 +228,18 @@ __device__ __forceinline__ void multiply_v(struct sums &sums, const uint32_t (&p
     }
 }
 
-/* The same where a window begins in the prefix, at another token for each sequence: a query at a
- * time, since a value that one does not see may be NaN, and 0 NaN is not 0. */
-__device__ __forceinline__ void multiply_v_mixed(struct sums &sums, const uint32_t (&p)[N_TILES][2],
-                                                 uint32_t v, int token, int seen_from)
+/* The same with a window over the prefix. Where it begins there (is_mixed), at another token for
+ * each sequence, it is a query at a time, since a value that one does not see may be NaN, and 0 NaN
+ * is not 0; else all at once. */
+__device__ __forceinline__ void multiply_v_window(struct sums &sums,
+                                                  const uint32_t (&p)[N_TILES][2], uint32_t v,
+                                                  int token, int seen_from, bool is_mixed)
 {
     const int t = threadIdx.x % 4;
     uint32_t row = row_of_v(v);
 #pragma unroll 1
-    for (int query = 0; query < ROWS; query++) {
-        int from = __shfl_sync(~0u, seen_from, query);
+    for (int query = 0; query < (is_mixed ? ROWS : 1); query++) {
+        int from = is_mixed ? __shfl_sync(~0u, seen_from, query) : token;
         uint32_t a[1 + IS_FP8][4], seen[2];
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -257,7 +259,7 @@ __device__ __forceinline__ void multiply_v_mixed(struct sums &sums, const uint32
                 mma_kv(o, of_query, p[n]);
 #pragma unroll
                 for (int j = 0; j < 4; j++)
-                    sums.o[i][n][j] += n * 8 + t * 2 + j % 2 == query ? o[j] : 0.0f;
+                    sums.o[i][n][j] += !is_mixed || n * 8 + t * 2 + j % 2 == query ? o[j] : 0.0f;
             }
         }
     }
@@ -366,8 +368,9 @@ __device__ __forceinline__ void attend(struct sums &sums, const struct queries &
         }
         const uint32_t v = stage + STAGE_K + m * 16 * KV_PITCH(V_BYTES);
         /* Not whether others' windows begin here decides how a sequence is summed. */
-        if (HAS_SHARED_WINDOW && (DETERMINISTIC || __any_sync(~0u, token + m * 16 < seen_from)))
-            multiply_v_mixed(sums, p, v, token + m * 16, seen_from);
+        if (HAS_SHARED_WINDOW)
+            multiply_v_window(sums, p, v, token + m * 16, seen_from,
+                              DETERMINISTIC || __any_sync(~0u, token + m * 16 < seen_from));
         else
             multiply_v(sums, p, v);
     }

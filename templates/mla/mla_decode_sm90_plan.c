@@ -103,7 +103,7 @@ static void bind(const struct quern_binding *binding, struct quern_launch *launc
 
 const struct quern_variant mla_decode_sm90 = {
     .name = "mla_decode_sm90",
-    .doc = "wgmma, 64 rows of queries a block, two stages of 64 rows of the cache",
+    .doc = "wgmma on Hopper, 64 rows of queries a block, two stages of 64 rows of the cache",
     .device = QUERN_CUDA,
     .knobs = knobs,
     .knob_count = KNOB_COUNT,

@@ -1,0 +1,7 @@
+/* The family moe_sum. */
+#ifndef MOE_SUM_H
+#define MOE_SUM_H
+
+#include "moe_combine.h"
+
+#endif

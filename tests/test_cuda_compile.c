@@ -4,7 +4,8 @@
  * for random products, larger than the cases, so that large tiles are chosen. Then a random sample
  * of the other candidates for as long as time is left; those may spill or be refused, which
  * the tuner sees to, but nothing else may happen to them. QUERN_TEST_ALL=1 samples nothing, and
- * takes an hour of one processor.
+ * takes an hour of one processor; CK_RUN_CASE=cases leaves out products and candidates, and
+ * QUERN_TEST_CASE=TEXT takes only the cases with TEXT in them, the family's name first.
  *
  *     jobs     what to compile: case, target, variant, config, alignment; no two of equal artifacts
  *     workers  as many threads as there are processors take them in order
@@ -385,7 +386,10 @@ static bool is_compiled(int c, int target, int alignment)
 {
     int offset = (int)(common_seed() % CUDA_TARGET_COUNT);
     bool is_turn = alignment == (c + target) % ALIGNMENTS;
-    if (is_kind(&cases[c], "illegal"))
+    const char *wanted = getenv("QUERN_TEST_CASE");
+    char text[256];
+    snprintf(text, sizeof(text), "%s %s", cases[c].family, cases[c].words);
+    if (is_kind(&cases[c], "illegal") || (wanted && !strstr(text, wanted)))
         return false;
     return common_is_exhaustive() || (is_turn && (is_kind(&cases[c], "typical") ||
                                                   (c + offset) % CUDA_TARGET_COUNT == target));

@@ -473,11 +473,12 @@ static bool is_bucketed(const struct quern_param *param)
     return param->param_class == QUERN_DYNAMIC || param->param_class == QUERN_HINT;
 }
 
-/* The size of a pool, cache or table: no kernel is made for it, its bucket is what calls need. */
+/* The size of a pool, cache or table, or of what rows are chosen from: no kernel is made for it,
+ * its bucket is what calls need. */
 static bool is_pool_size(const struct quern_param *param)
 {
     return !strcmp(param->name, "capacity") || !strcmp(param->name, "pages") ||
-           !strcmp(param->name, "max_position");
+           !strcmp(param->name, "max_position") || !strcmp(param->name, "source_rows");
 }
 
 /* A member's dynamic sizes are at most its bucket's, 0 counting as 1, and the rest is equal. */

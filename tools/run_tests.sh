@@ -3,7 +3,7 @@
 # single checks as `N passed, N failed, N skipped`. Exits 1 if anything failed.
 #
 # A suite is a Check program, a *_test.py (unittest) or a *_test.sh that ends with a line of that
-# form. Each runs in the repository root under a time-out (TEST_TIMEOUT seconds, 600), JOBS (2) at a
+# form. Each runs in the repository root under a time-out (TEST_TIMEOUT seconds, 900), JOBS (2) at a
 # time, with a private TMPDIR and cache; QUERN_BUILD is the build directory's absolute path. What it
 # prints is shown when it fails. A suite that dies, times out or counts nothing is one failure.
 set -u
@@ -53,14 +53,14 @@ run_suite() { # number suite
     mkdir "$private"
     start=$(date +%s%3N)
     TMPDIR=$private QUERN_CACHE=$private/quern.db QUERN_BUILD=$build CK_TIMEOUT_MULTIPLIER=4 \
-        timeout --kill-after=10 "${TEST_TIMEOUT:-600}" "${command[@]}" > "$log" 2>&1 < /dev/null
+        timeout --kill-after=10 "${TEST_TIMEOUT:-900}" "${command[@]}" > "$log" 2>&1 < /dev/null
     status=$?
     seconds=$(awk -v ms=$(($(date +%s%3N) - start)) 'BEGIN { printf "%.1f", ms / 1000 }')
     rm -rf "$private"
 
     count "$log"
     if ((status == 124 || status == 137)); then
-        note=" (timed out after ${TEST_TIMEOUT:-600} s)"
+        note=" (timed out after ${TEST_TIMEOUT:-900} s)"
     elif ((status != 0)); then
         note=" (exit $status)"
     elif ((passed + failed + skipped == 0)); then

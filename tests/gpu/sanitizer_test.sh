@@ -82,6 +82,26 @@ clean_both mla_decode_sm90 mla_decode b=3 hq=128 page=1 pages=300 kv_dtype=e4m3
 clean_both mla_decode_sm90 mla_decode b=2 hq=64 page=16 pages=9 topk=70
 clean_both gemm_sm90 gemm m=300 n=520 k=200 a=bf16 b=bf16 d=bf16 accumulate=1 bias=f32
 clean_both gemm_sm90 gemm m=16 n=768 k=1024 a=bf16 b=bf16 d=f32
+# Experts without rows, ids that are out of range, tails.
+clean_both moe_route_cuda topk_softmax tokens=13 experts=67 topk=5
+clean_both moe_route_cuda moe_fused_gate tokens=9 experts=64 topk=6 groups=8 topk_group=3
+clean_both moe_align_cuda moe_align_block_size tokens=33 topk=4 experts=24 block=16
+clean_both moe_align_cuda moe_align_block_size tokens=3000 topk=8 experts=64 block=64
+clean_both moe_combine_cuda moe_sum_reduce tokens=9 topk=3 hidden=83 weighted=1
+grouped="grouped_gemm experts=7 m=67 n=40 k=136"
+clean_both grouped_gemm_sm80 $grouped gather=1 source_rows=19
+clean_both grouped_gemm_sm80 $grouped form=masked activation=silu
+for config in swap=0,bn=32,bm=64 swap=1,bn=16,bm=128; do
+    clean_both grouped_gemm_sm90 $grouped gather=1 source_rows=19 activation=silu \
+        --config "$config"
+done
+layer="moe experts=16 topk=4 hidden=136 inter=72"
+clean_both moe_stream $layer tokens=6
+clean_both moe_stream $layer tokens=30 mapped=1 local=7 inplace=1
+clean_both moe_grouped_sm80 $layer tokens=40 shared=1
+clean_both moe_grouped_sm90 $layer tokens=40 mapped=1 local=7
+clean_both silu_and_mul_cuda silu_and_mul tokens=7 width=256 quantize=e4m3 group=128
+clean_both fused_qk_norm_rope_cuda fused_qk_norm_rope tokens=7 hq=4 hk=2 hv=2 d=64
 for config in \
     bm=128,bn=256,stages=4,consumers=2,pingpong=0,shared_p=1,shared_q=2,split_k=1,swap=0,blocks=1 \
     bm=128,bn=128,stages=6,consumers=2,pingpong=1,shared_p=2,shared_q=1,split_k=1,swap=0,blocks=1 \

@@ -10,7 +10,9 @@
  *
  * QUERN_TEST_ALL=1 samples nothing; CK_RUN_CASE=cases, large or random runs a part. For a look at
  * one kernel, under compute-sanitizer say, QUERN_TEST_CASE=TEXT takes only the cases whose words
- * contain TEXT, QUERN_TEST_VARIANT=NAME only that variant, QUERN_TEST_REPEATS=N fewer runs. */
+ * contain TEXT (the family's name is the first of them), QUERN_TEST_VARIANT=NAME only that variant,
+ * QUERN_TEST_REPEATS=N fewer runs. QUERN_TEST_PART=K/N takes the K-th of N parts of the cases, so
+ * that N processes can share them. */
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -405,11 +407,18 @@ END_TEST
 
 static void select_cases(void)
 {
-    const char *words = getenv("QUERN_TEST_CASE");
+    const char *words = getenv("QUERN_TEST_CASE"), *part = getenv("QUERN_TEST_PART");
+    int which = 1, parts = 1;
+    if (part && (sscanf(part, "%d/%d", &which, &parts) != 2 || which < 1 || which > parts)) {
+        fprintf(stderr, "QUERN_TEST_PART=%s is not K/N with 1 <= K <= N\n", part);
+        exit(EXIT_FAILURE);
+    }
     for (int i = 0; i < CASE_COUNT; i++) {
         struct selection *selection = cases[i].kind == large ? &large_ones : &runnable;
         bool is_run = cases[i].kind != illegal && cases[i].kind != huge;
-        if (is_run && (!words || strstr(cases[i].words, words)))
+        char text[256];
+        snprintf(text, sizeof(text), "%s %s", cases[i].family, cases[i].words);
+        if (is_run && i % parts == which - 1 && (!words || strstr(text, words)))
             selection->index[selection->count++] = i;
     }
 }

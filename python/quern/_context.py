@@ -460,6 +460,85 @@ class Context:
         from ._families.kv_cache import set_kv_buffer
         set_kv_buffer(k, v, k_cache, v_cache, loc, context=self, **options)
 
+    def topk_softmax(self, gating_output: Any, topk: Optional[int] = None, **options: Any) -> Any:
+        """quern.topk_softmax() in this context."""
+        from ._families.moe_routing import topk_softmax
+        return topk_softmax(gating_output, topk, context=self, **options)
+
+    def topk_sigmoid(self, gating_output: Any, topk: Optional[int] = None, **options: Any) -> Any:
+        """quern.topk_sigmoid() in this context."""
+        from ._families.moe_routing import topk_sigmoid
+        return topk_sigmoid(gating_output, topk, context=self, **options)
+
+    def moe_fused_gate(self, input_tensor: Any, bias: Any = None, **options: Any) -> Any:
+        """quern.moe_fused_gate() in this context."""
+        from ._families.moe_routing import moe_fused_gate
+        return moe_fused_gate(input_tensor, bias, context=self, **options)
+
+    def moe_align_block_size(self, topk_ids: Any, block_size: int, num_experts: int, **options: Any
+                             ) -> Any:
+        """quern.moe_align_block_size() in this context."""
+        from ._families.moe_align import moe_align_block_size
+        return moe_align_block_size(topk_ids, block_size, num_experts, context=self, **options)
+
+    def prepare_moe_input(self, topk_ids: Any, num_experts: int, n: int, k: int, **options: Any
+                          ) -> Any:
+        """quern.prepare_moe_input() in this context."""
+        from ._families.moe_align import prepare_moe_input
+        return prepare_moe_input(topk_ids, num_experts, n, k, context=self, **options)
+
+    def shuffle_rows(self, input_tensor: Any, dst2src_map: Any, **options: Any) -> Any:
+        """quern.shuffle_rows() in this context."""
+        from ._families.moe_align import shuffle_rows
+        return shuffle_rows(input_tensor, dst2src_map, context=self, **options)
+
+    def apply_shuffle_mul_sum(self, input: Any, output: Any = None, permutation: Any = None,
+                              factors: Any = None, **options: Any) -> Any:
+        """quern.apply_shuffle_mul_sum() in this context."""
+        from ._families.moe_align import apply_shuffle_mul_sum
+        return apply_shuffle_mul_sum(input, output, permutation, factors, context=self, **options)
+
+    def moe_sum(self, input_tensor: Any, output_tensor: Any = None, **options: Any) -> Any:
+        """quern.moe_sum() in this context."""
+        from ._families.moe_align import moe_sum
+        return moe_sum(input_tensor, output_tensor, context=self, **options)
+
+    def moe_sum_reduce(self, input_tensor: Any, output_tensor: Any = None, **options: Any) -> Any:
+        """quern.moe_sum_reduce() in this context."""
+        from ._families.moe_align import moe_sum_reduce
+        return moe_sum_reduce(input_tensor, output_tensor, context=self, **options)
+
+    def grouped_gemm(self, a: Any, b: Any, offsets: Any = None, **options: Any) -> Any:
+        """quern.grouped_gemm() in this context."""
+        from ._families.grouped_gemm import grouped_gemm
+        return grouped_gemm(a, b, offsets, context=self, **options)
+
+    def fused_moe(self, hidden_states: Any, w1: Any, w2: Any, gating_output: Any, topk: int,
+                  **options: Any) -> Any:
+        """quern.fused_moe() in this context."""
+        from ._families.moe import fused_moe
+        return fused_moe(hidden_states, w1, w2, gating_output, topk, context=self, **options)
+
+    def silu_and_mul(self, input: Any, out: Any = None, **options: Any) -> Any:
+        """quern.silu_and_mul() in this context."""
+        from ._families.activation import silu_and_mul
+        return silu_and_mul(input, out, context=self, **options)
+
+    def gelu_and_mul(self, input: Any, out: Any = None, **options: Any) -> Any:
+        """quern.gelu_and_mul() in this context."""
+        from ._families.activation import gelu_and_mul
+        return gelu_and_mul(input, out, context=self, **options)
+
+    def gelu_tanh_and_mul(self, input: Any, out: Any = None, **options: Any) -> Any:
+        """quern.gelu_tanh_and_mul() in this context."""
+        from ._families.activation import gelu_tanh_and_mul
+        return gelu_tanh_and_mul(input, out, context=self, **options)
+
+    def fused_qk_norm_rope(self, qkv: Any, *arguments: Any, **options: Any) -> Any:
+        """quern.fused_qk_norm_rope() in this context."""
+        from ._families.norm_rope import fused_qk_norm_rope
+        return fused_qk_norm_rope(qkv, *arguments, context=self, **options)
+
     def prepare(self, family: str, *arrays: Any, **arguments: Any) -> Prepared:
         """quern.prepare() in this context."""
         from ._prepared import prepare

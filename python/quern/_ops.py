@@ -1,8 +1,8 @@
 """Functions of _families as operators of PyTorch, made from their descriptions.
 
     torch.ops.quern.NAME       makes its outputs and changes nothing; without the arguments that it
-                               would write to. Of two outputs the second has no elements where it
-                               is not asked for
+                               would write to. Of several outputs the last has no elements where
+                               it is not asked for
     torch.ops.quern.NAME_out   writes to its outputs and to what else is given to be written to
                                (states, caches); returns nothing
 
@@ -63,12 +63,14 @@ def _argument(word: str) -> str:
     return f"Tensor{alias}? {name}=None" if "?" in word else f"Tensor{alias} {name}"
 
 
-_NULLABLE = {"activation": "str?"}  # what None stands for; of others a float
+# What None stands for; of others a float, or what counts.
+_NULLABLE = {"activation": "str?", "out_dtype": "ScalarType?", "quantize": "str?"}
 
 
-def _option(name: str, default: Any) -> str:
+def _option(name: str, default: Any, check: Any) -> str:
     if default is None or name in _NULLABLE:
-        return f"{_NULLABLE.get(name, 'float?')} {name}={default!r}"
+        kind = "SymInt?" if check is _forms.whole else "float?"
+        return f"{_NULLABLE.get(name, kind)} {name}={default!r}"
     if isinstance(default, tuple):
         return f"int[] {name}={list(default)}"
     return f"{type(default).__name__} {name}={default!r}"
@@ -91,8 +93,9 @@ def _implementation(operator: Operator, order: Tuple[str, ...], is_pure: bool
             return None
         if len(function.outputs) == 1:
             return made
-        out, second = made if isinstance(made, tuple) else (made, None)
-        return out, out.new_empty(0) if second is None else second
+        every = made if isinstance(made, tuple) else (made,)
+        every += (None,) * (len(function.outputs) - len(every))
+        return tuple([every[0].new_empty(0) if each is None else each for each in every])
 
     return call
 
@@ -139,8 +142,10 @@ def _define(library: Any, tags: Any, operator: Operator, is_pure: bool) -> None:
     words = operator.inputs.split() if is_pure else _written_first(operator)
     name = function.name if is_pure else function.name + "_out"
     arguments = ", ".join(map(_argument, words))
-    options = "".join(f", {_option(*item)}" for item in function.options.items())
-    result = "Tensor" if len(function.outputs) == 1 else "(Tensor, Tensor)"
+    options = "".join(f", {_option(option, default, function.checks.get(option))}"
+                      for option, default in function.options.items())
+    count = len(function.outputs)
+    result = "Tensor" if count == 1 else f"({', '.join(['Tensor'] * count)})"
     keyword = ", *" if options else ""
     library.define(f"{name}({arguments}{keyword}{options}) -> {result if is_pure else '()'}",
                    tags=tags)

@@ -7,7 +7,8 @@
 torch.compile cannot look into a foreign call, so there quern.gemm() and quern.copy() turn into one
 operator each, without a graph break; torch.export sees the same operators. `import quern` imports
 this module when torch was imported before, else the first traced call does. PyTorch 2.4 or newer.
-Those of templates/kda are in _kda_ops.py, those of attention in _attention_ops.py.
+Those of templates/kda are in _kda_ops.py, those of attention in _attention_ops.py, those of
+templates/moe and its neighbours in _moe_ops.py.
 
 An operator that writes to an argument (`_out`) returns nothing, as torch.library wants it of what
 is functionalized. Operators are defined with Library.define() and .impl(): about 1 us a call, where
@@ -25,7 +26,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple, Union
 
 import torch
 
-from . import _attention_ops, _kda_ops, _ops, _torch
+from . import _attention_ops, _kda_ops, _moe_ops, _ops, _torch
 from ._call import key_value, run
 from ._errors import Error
 from ._families.copy import COPY
@@ -323,12 +324,13 @@ def _register() -> None:
 
 
 _register()
-_ops.register(_LIBRARY, _TAGS, _kda_ops.OPERATORS)
-_ops.register(_LIBRARY, _TAGS, _attention_ops.OPERATORS)
+_MODULES: Tuple[Any, ...] = (_kda_ops, _attention_ops, _moe_ops)
+for _module in _MODULES:
+    _ops.register(_LIBRARY, _TAGS, _module.OPERATORS)
 attention = torch.ops.quern.attention.default
 
 
 def traced(name: str, values: Tuple[Any, ...], options: Tuple[Any, ...]) -> Any:
     """What the function `name` is while torch.compile traces it."""
-    module = _kda_ops if name in _kda_ops.OPERATORS else _attention_ops
+    module = next(module for module in _MODULES if name in module.OPERATORS)
     return module.traced(name, values, options)

@@ -55,7 +55,13 @@ class DocstringTest(Case):
                          quern.kda_gate_cumsum, quern.attention, quern.attention_extend,
                          quern.attention_decode, quern.mla_decode, quern.merge_state,
                          quern.merge_state_v2, quern.set_kv_buffer, quern.concat_mla_k,
-                         quern.concat_mla_absorb_q, quern.scaled_dot_product_attention):
+                         quern.concat_mla_absorb_q, quern.scaled_dot_product_attention,
+                         quern.topk_softmax, quern.topk_sigmoid, quern.moe_fused_gate,
+                         quern.moe_align_block_size, quern.prepare_moe_input,
+                         quern.shuffle_rows, quern.apply_shuffle_mul_sum, quern.moe_sum,
+                         quern.moe_sum_reduce, quern.grouped_gemm, quern.fused_moe,
+                         quern.silu_and_mul, quern.gelu_and_mul, quern.gelu_tanh_and_mul,
+                         quern.fused_qk_norm_rope):
             text = inspect.getdoc(function) or ""
             for name in inspect.signature(function).parameters:
                 self.assertRegex(text, rf"\b{name}\b", f"{function.__name__}: {name}")

@@ -20,7 +20,7 @@ from typing import Any, Optional
 from .._arrays import Array
 from .._call import is_traced, options_of, run
 from .._context import Context
-from .._errors import invalid
+from .._errors import Error, invalid
 from .._forms import Arrays, Extents, checks_of, given, product, require, require_float, widened
 from .._kv_forms import (absent, cache_params, caches, cap_of, count_sequences, either, factors,
                          indices_of, outputs_of, page_table, require_heads, scale_of, sinks_of,
@@ -32,7 +32,7 @@ _OPTIONS: dict[str, Any] = {"softmax_scale": None, "causal": False, "window_size
                             "softcap": 0.0, "return_lse": False}
 _ALIASES = {"learnable_sink": "sinks", "return_softmax_lse": "return_lse",
             "sm_scale": "softmax_scale", "logits_soft_cap": "softcap", "max_seqlen_q": "",
-            "max_seqlen_k": ""}
+            "max_seqlen_k": "", "deterministic": ""}
 ORIGINS = {"hq": ("q", "H"), "d": ("q", "D"), "dv": ("v", "Dv"), "hkv": ("k", "Hkv"),
            "b": ("q", "B"), "sq": ("q", "S"), "sk": ("k", "Sk"), "t": ("q", "T"),
            "scale": ("softmax_scale", ""), "page": ("k_cache", "page"),
@@ -125,7 +125,8 @@ def attention(q: Any, k: Any, v: Any, *, softmax_scale: Optional[float] = None,
               logits_soft_cap: Optional[float] = None,
               sinks: Any = None, learnable_sink: Any = None, cu_seqlens_q: Any = None,
               cu_seqlens_k: Any = None, max_seqlen_q: Optional[int] = None,
-              max_seqlen_k: Optional[int] = None, return_lse: bool = False,
+              max_seqlen_k: Optional[int] = None, dropout_p: float = 0.0,
+              deterministic: bool = False, return_lse: bool = False,
               return_softmax_lse: bool = False, out: Any = None, lse: Any = None,
               context: Optional[Context] = None, stream: Any = None) -> Any:
     """softmax(q k^T softmax_scale, masked) v, as flash_attn_func() and flash_attn_varlen_func().
@@ -146,6 +147,8 @@ def attention(q: Any, k: Any, v: Any, *, softmax_scale: Optional[float] = None,
     cu_seqlens_q, cu_seqlens_k   i32 [n + 1], on the device, never read by the host: where packed
                   sequences begin, and where the last one ends, which is T
     max_seqlen_q, max_seqlen_k   say nothing here
+    dropout_p     must be 0
+    deterministic says nothing: the bits of a call are always the same
     return_lse    also return the natural logarithms of the denominators, f32, [B, S, H] or [T, H];
                   -inf of a query that sees no key, whose output is 0. return_softmax_lse is
                   another name of it
@@ -156,6 +159,8 @@ def attention(q: Any, k: Any, v: Any, *, softmax_scale: Optional[float] = None,
     Returns out, or (out, lse). Any thread; on the CPU it has ended on return, on a GPU it is
     ordered by the stream. Error: an argument, by its name.
     """
+    if dropout_p:
+        raise Error(f"dropout_p={dropout_p}: must be 0")
     sinks = either("sinks", sinks, "learnable_sink", learnable_sink)
     return run_function(ATTENTION, (q, k, v, sinks, cu_seqlens_q, cu_seqlens_k, out, lse),
                         (either("softmax_scale", softmax_scale, "sm_scale", sm_scale), causal,
@@ -225,9 +230,9 @@ def attention_extend(q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any, *,
                      sinks: Any = None, learnable_sink: Any = None, k_scale: Any = None,
                      v_scale: Any = None, k_descale: Any = None, v_descale: Any = None,
                      kv_layout: str = "NHD", max_seqlen_q: Optional[int] = None,
-                     max_seqlen_k: Optional[int] = None, return_lse: bool = False,
-                     return_softmax_lse: bool = False, out: Any = None, lse: Any = None,
-                     context: Optional[Context] = None, stream: Any = None) -> Any:
+                     max_seqlen_k: Optional[int] = None, deterministic: bool = False,
+                     return_lse: bool = False, return_softmax_lse: bool = False, out: Any = None,
+                     lse: Any = None, context: Optional[Context] = None, stream: Any = None) -> Any:
     """New tokens of sequences attend to their prefixes in a paged cache, and to themselves.
 
     q, k, v       packed new tokens: [T, H, D], [T, Hkv, D], [T, Hkv, Dv]; widths, dtypes and
@@ -247,8 +252,8 @@ def attention_extend(q: Any, k: Any, v: Any, k_cache: Any, v_cache: Any, *,
     kv_layout     "NHD"; "HND": caches are [pages, Hkv, page, D]
 
     softmax_scale, sm_scale, window_size, softcap, logits_soft_cap, sinks, learnable_sink,
-    max_seqlen_q, max_seqlen_k, return_lse, return_softmax_lse, out, lse, context, stream, threads,
-    results and Error as for attention().
+    max_seqlen_q, max_seqlen_k, deterministic, return_lse, return_softmax_lse, out, lse, context,
+    stream, threads, results and Error as for attention().
     """
     values = (q, k, v, k_cache, v_cache, either("page_table", page_table, "block_table",
                                                 block_table), kv_indptr, kv_indices, prefix_lens,

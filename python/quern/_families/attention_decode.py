@@ -85,7 +85,8 @@ ATTENTION_DECODE = Function(
     checks=checks_of(_OPTIONS),
     aliases={"block_table": "page_table", "cache_seqlens": "seq_lens", "k_descale": "k_scale",
              "v_descale": "v_scale", "learnable_sink": "sinks", "return_softmax_lse": "return_lse",
-             "sm_scale": "softmax_scale", "logits_soft_cap": "softcap"},
+             "sm_scale": "softmax_scale", "logits_soft_cap": "softcap", "causal": "",
+             "num_splits": ""},
     numbers=("k_scale", "v_scale"))
 
 
@@ -97,8 +98,9 @@ def attention_decode(q: Any, k_cache: Any, v_cache: Any, page_table: Any = None,
                      learnable_sink: Any = None,
                      k_scale: Any = None, v_scale: Any = None, k_descale: Any = None,
                      v_descale: Any = None, shared_table: Any = None, shared_len: Any = None,
-                     deterministic: bool = False, kv_layout: str = "NHD",
-                     return_lse: bool = False, return_softmax_lse: bool = False, out: Any = None,
+                     deterministic: bool = False, causal: bool = True, num_splits: int = 0,
+                     kv_layout: str = "NHD", return_lse: bool = False,
+                     return_softmax_lse: bool = False, out: Any = None,
                      lse: Any = None, context: Optional[Context] = None, stream: Any = None
                      ) -> Any:
     """One query of each sequence attends to its tokens in a paged cache.
@@ -113,6 +115,8 @@ def attention_decode(q: Any, k_cache: Any, v_cache: Any, page_table: Any = None,
     shared_table, shared_len   i32 [pages] and [1]: tokens that all sequences see before their own,
                   read once for all of them; seq_lens does not count them
     deterministic a sequence's bits depend on nothing else in the batch
+    causal, num_splits   say nothing here: there is one query, and how the work is split is chosen
+                  on the device
 
     softmax_scale, sm_scale, softcap, logits_soft_cap, sinks, learnable_sink, return_lse,
     return_softmax_lse, out, lse, context, stream, threads, results and Error as for attention();

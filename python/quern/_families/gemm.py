@@ -101,7 +101,7 @@ def _infer_gemm(arrays: dict[str, Optional[Array]], options: dict[str, Any]) -> 
         layout, *view = _turned(b, layout)
     batch = a.shape[0] if len(a.shape) == 3 else 1
     params = {"m": a.shape[-2], "n": n, "k": a.shape[-1], "batch": batch, "a": a.dtype,
-              "b": b.dtype, "d": _output_dtype(a, out, options["out_dtype"]),
+              "b": b.dtype, "d": output_dtype(a, out, options["out_dtype"]),
               "bias": bias.dtype if bias is not None else "none", "layout": layout,
               "accumulate": options["accumulate"], "math": options["math"], "packed": packed}
     asked = {"d": "out_dtype"} if out is None and options["out_dtype"] is not None else {}
@@ -109,7 +109,7 @@ def _infer_gemm(arrays: dict[str, Optional[Array]], options: dict[str, Any]) -> 
     return Inferred(params, {"b": b._replace(shape=shape, strides=strides)}, len(a.shape), asked)
 
 
-def _output_dtype(a: Array, out: Optional[Array], asked: Any) -> str:
+def output_dtype(a: Array, out: Optional[Array], asked: Any) -> str:
     """out's, else the one asked for, else a's."""
     word = dtype_word("out_dtype", asked) if asked is not None else None
     if out is None:

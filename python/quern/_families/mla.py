@@ -79,13 +79,14 @@ MLA_DECODE = Function(
     ("out", "lse"), _OPTIONS, _infer, "mla_decode", _ARRAYS, "mla_decode",
     checks=checks_of(_OPTIONS),
     aliases={"block_table": "page_table", "cache_seqlens": "seq_lens", "k_cache": "kv_cache",
-             "return_softmax_lse": "return_lse", "sm_scale": "softmax_scale"})
+             "return_softmax_lse": "return_lse", "sm_scale": "softmax_scale", "head_dim_v": "",
+             "num_splits": ""})
 
 
 def mla_decode(q: Any, kv_cache: Any, page_table: Any = None, seq_lens: Any = None, *,
                block_table: Any = None, cache_seqlens: Any = None, indices: Any = None,
                softmax_scale: Optional[float] = None, sm_scale: Optional[float] = None,
-               causal: bool = False,
+               causal: bool = False, head_dim_v: int = _VALUES, num_splits: int = 0,
                is_fp8_kvcache: bool = False, deterministic: bool = False,
                return_lse: bool = False, return_softmax_lse: bool = False, out: Any = None,
                lse: Any = None, context: Optional[Context] = None, stream: Any = None) -> Any:
@@ -103,6 +104,8 @@ def mla_decode(q: Any, kv_cache: Any, page_table: Any = None, seq_lens: Any = No
     softmax_scale factor of the scores; None: 576^-0.5. sm_scale is another name of it
     causal        query i sees the first seq_lens[s] - S + 1 + i tokens. With one query it says
                   nothing
+    head_dim_v    must be 512
+    num_splits    says nothing: how the work is split is chosen on the device
     is_fp8_kvcache   says nothing but that the cache must be of 656 bytes
     deterministic a sequence's bits depend on nothing else in the batch
     return_lse    also return the natural logarithms of the denominators, f32, q's shape without its
@@ -112,6 +115,8 @@ def mla_decode(q: Any, kv_cache: Any, page_table: Any = None, seq_lens: Any = No
 
     Returns out, or (out, lse). context, stream, threads and Error as for attention().
     """
+    if head_dim_v != _VALUES:
+        raise Error(f"head_dim_v={head_dim_v}: must be {_VALUES}")
     values = (q, kv_cache, either("page_table", page_table, "block_table", block_table),
               either("seq_lens", seq_lens, "cache_seqlens", cache_seqlens), indices, out, lse)
     return run_function(MLA_DECODE, values,

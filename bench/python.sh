@@ -1,9 +1,14 @@
 #!/bin/sh
-# python.sh BUILD: prints the Python that runs the CPU's benchmark: that of BUILD/bench-venv, which
+# python.sh BUILD: prints the Python that runs the CPU's benchmark: PYTHON where that is set, as it
+# is (one with torch makes torch a peer, too); else that of BUILD/bench-venv, which
 # is made if it is not there and filled from bench/requirements.txt whenever that is newer. Where
 # that cannot be done (no network, no venv module), one line on stderr says what is missing, and it
 # is the venv as it was, where it works, else the first Python that has NumPy.
 set -u
+if [ -n "${PYTHON:-}" ]; then
+    echo "$PYTHON"
+    exit
+fi
 folder=$(cd "$(dirname "$0")" && pwd)
 venv=$1/bench-venv
 log=$1/bench-venv.log

@@ -7,4 +7,5 @@ A new family is an adapter with what peers/gemm.py has, and its name here. A new
 and its name in the PEERS of the families that it computes.
 """
 
-FAMILIES = ["gemm", "kda", "gdn", "attention", "extend", "decode", "mla"]
+FAMILIES = ["gemm", "kda", "gdn", "attention", "extend", "decode", "mla", "moe", "grouped_gemm",
+            "routing"]

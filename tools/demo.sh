@@ -12,7 +12,8 @@ build=$1
 # 512 (attention's output projection); its attention on four GPUs (8 query heads, 2 of the cache)
 # reading 512 tokens and decoding one of each of 16 requests of 1024 in pages; Kimi-Linear's on four
 # GPUs (8 heads) reading 1024 tokens of four requests and decoding one of each of 16, both with
-# states in a pool. A family adds its lines here; those in `tuned` are tuned between the two rounds.
+# states in a pool; Qwen3-30B's experts on four GPUs (192 of their 768 columns) decoding four tokens.
+# A family adds its lines here; those in `tuned` are tuned between the two rounds.
 runs='
 gemm m=1 n=28672 k=4096 a=bf16 b=bf16 d=bf16
 gemm m=1 n=4096 k=14336 a=bf16 b=bf16 d=bf16
@@ -22,6 +23,7 @@ attention sq=512 hq=8 hkv=2 causal=1
 attention_decode b=16 hq=8 hkv=2 pages=1024
 kda_prefill t=1024 n=4 h=8 varlen=1 gate=softplus dt_bias=1 l2norm=1 layout=vk pool=1 capacity=64
 kda_decode n=16 h=8 gate=softplus dt_bias=1 l2norm=1 layout=vk pool=1 capacity=64
+moe tokens=4 experts=128 topk=8 hidden=2048 inter=192
 '
 in_place='kda_prefill t=1024 n=4 h=8 varlen=1 gate=softplus dt_bias=1 l2norm=1 layout=vk pool=1 capacity=64'
 in_place_shape=64,8,128,128

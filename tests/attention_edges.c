@@ -239,9 +239,9 @@ static const struct edge {
     { "attention_extend b=4 t=90 hq=4 hkv=2 d=64 page=16 pages=40 max_pages=10 scale=1 lse=1",
       put_large_extend },
 };
-const int attention_edge_count = sizeof(edges) / sizeof(edges[0]);
+static const int edge_count = sizeof(edges) / sizeof(edges[0]);
 
-void attention_edge_check(const struct attention_bed *bed, int edge)
+static void edge_check(const struct attention_bed *bed, int edge)
 {
     if (!bed->is_served(edges[edge].text))
         return;
@@ -266,7 +266,7 @@ static const char *const nan_specs[] = {
     "attention_extend b=4 t=160 hq=2 hkv=1 page=1 pages=160 max_pages=40 kv_dtype=e4m3",
     "attention_extend b=4 t=160 hq=2 hkv=1 d=64 page=4 pages=40 max_pages=10 dtype=f32",
 };
-const int attention_nan_count = sizeof(nan_specs) / sizeof(nan_specs[0]);
+static const int nan_count = sizeof(nan_specs) / sizeof(nan_specs[0]);
 
 static void nan_put_indices(const struct call *call)
 {
@@ -310,7 +310,7 @@ static void nan_compare(const struct call *call, const char *name, const unsigne
     ck_assert_msg(found > 0 || strcmp(name, "o"), "%s: o has none", what);
 }
 
-void attention_nan_check(const struct attention_bed *bed, int spec)
+static void nan_check(const struct attention_bed *bed, int spec)
 {
     static const char *const inputs[] = { "q", "k", "v", "k_cache", "v_cache" };
     static const char *const outputs[] = { "o", "lse" };
@@ -409,7 +409,7 @@ static const struct bad {
       { 0, 36, -1, 2147483647, -2147483647, 35, 4, 4 },
       "kv_indices[1]=36: must be from 0 to below pages * page = 36" },
 };
-const int attention_bad_count = sizeof(bads) / sizeof(bads[0]);
+static const int bad_count = sizeof(bads) / sizeof(bads[0]);
 
 static struct call bad_open(const struct attention_bed *bed, struct quern_context *ctx,
                             const struct bad *bad)
@@ -430,7 +430,7 @@ static void bad_text(const struct bad *bad, char *text, size_t bytes)
              bad->values[1], bad->values[2]);
 }
 
-void attention_bad_check_refused(const struct attention_bed *bed, int number)
+static void bad_check_refused(const struct attention_bed *bed, int number)
 {
     const struct bad *bad = &bads[number];
     char what[300];
@@ -447,7 +447,7 @@ void attention_bad_check_refused(const struct attention_bed *bed, int number)
                   common_arrays_differ(call.set.host));
 }
 
-void attention_bad_check_runs(const struct attention_bed *bed, int number)
+static void bad_check_runs(const struct attention_bed *bed, int number)
 {
     char what[300];
     bad_text(&bads[number], what, sizeof(what));
@@ -469,7 +469,7 @@ static const struct agreement {
     { "page=8 pages=30 prefix=indices indices=130 hq=2 d=192", "hq=2 d=192", 6e-3 },
     { "page=32 pages=12 max_pages=3 hq=2 hkv=1 d=96 dtype=f32", "hq=2 hkv=1 d=96 dtype=f32", 1e-5 },
 };
-const int attention_agreement_count = sizeof(agreements) / sizeof(agreements[0]);
+static const int agreement_count = sizeof(agreements) / sizeof(agreements[0]);
 
 enum { B = 4, T = 75 };
 
@@ -533,7 +533,7 @@ static double distance(const struct call *a, const struct call *b, const char *n
     return sqrt(error / norm);
 }
 
-void attention_agreement_check(const struct attention_bed *bed, int number)
+static void agreement_check(const struct attention_bed *bed, int number)
 {
     const struct agreement *of = &agreements[number];
     char text[300], prefill_text[300];
@@ -558,4 +558,55 @@ void attention_agreement_check(const struct attention_bed *bed, int number)
     double o = distance(&extend, &prefill, "o"), lse = distance(&extend, &prefill, "lse");
     ck_assert_msg(o <= of->tolerance, "%s: o differs by %g", text, o);
     ck_assert_msg(lse <= 1e-5, "%s: lse differs by %g", text, lse);
+}
+
+/* ---- The tests ------------------------------------------------------------------------------ */
+
+static const struct attention_bed *bed_of_suite;
+
+START_TEST(an_edge_matches_its_reference)
+{
+    edge_check(bed_of_suite, _i);
+}
+END_TEST
+
+START_TEST(a_nan_in_any_input_of_a_sequence_stays_in_it)
+{
+    nan_check(bed_of_suite, _i);
+}
+END_TEST
+
+START_TEST(with_quern_check_index_arrays_are_refused_saying_where_and_nothing_is_written)
+{
+    bad_check_refused(bed_of_suite, _i);
+}
+END_TEST
+
+START_TEST(without_it_the_call_runs_and_no_byte_but_the_outputs_is_written)
+{
+    bad_check_runs(bed_of_suite, _i);
+}
+END_TEST
+
+START_TEST(extend_gives_what_prefill_gives_on_the_same_keys)
+{
+    agreement_check(bed_of_suite, _i);
+}
+END_TEST
+
+TCase *attention_tcase(const struct attention_bed *bed)
+{
+    TCase *tcase = tcase_create("attention");
+    bed_of_suite = bed;
+    tcase_set_timeout(tcase, 300);
+    tcase_add_loop_test(tcase, an_edge_matches_its_reference, 0, edge_count);
+    tcase_add_loop_test(tcase, a_nan_in_any_input_of_a_sequence_stays_in_it, 0, nan_count);
+    tcase_add_loop_test(
+        tcase, with_quern_check_index_arrays_are_refused_saying_where_and_nothing_is_written, 0,
+        bad_count);
+    tcase_add_loop_test(tcase, without_it_the_call_runs_and_no_byte_but_the_outputs_is_written, 0,
+                        bad_count);
+    tcase_add_loop_test(tcase, extend_gives_what_prefill_gives_on_the_same_keys, 0,
+                        agreement_count);
+    return tcase;
 }

@@ -32,14 +32,7 @@ struct attention_bed {
     bool (*is_served)(const char *text); /* some variant takes the spec there */
 };
 
-extern const int attention_edge_count, attention_nan_count, attention_bad_count,
-    attention_agreement_count;
-void attention_edge_check(const struct attention_bed *bed, int edge);
-void attention_nan_check(const struct attention_bed *bed, int spec);
-/* With QUERN_CHECK=1: refused, saying where; nothing is written. */
-void attention_bad_check_refused(const struct attention_bed *bed, int bad);
-/* Without it: nothing outside the outputs is written, and every call returns. */
-void attention_bad_check_runs(const struct attention_bed *bed, int bad);
-void attention_agreement_check(const struct attention_bed *bed, int spec);
+/* All of it, on the bed, which stays the caller's; its fixtures are still to be added. */
+TCase *attention_tcase(const struct attention_bed *bed);
 
 #endif

@@ -226,9 +226,9 @@ static const struct edge {
     { "attention_decode b=16 hq=4 hkv=2 d=64 page=16 pages=200 max_pages=9 scale=-1 dtype=f16",
       put_large },
 };
-const int decode_edge_count = sizeof(edges) / sizeof(edges[0]);
+static const int edge_count = sizeof(edges) / sizeof(edges[0]);
 
-void decode_edge_check(const struct decode_bed *bed, int edge)
+static void edge_check(const struct decode_bed *bed, int edge)
 {
     if (!bed->is_served(edges[edge].text))
         return;
@@ -254,7 +254,7 @@ static const struct {
       "attention_decode b=1 hq=8 hkv=1 page=16 pages=700 max_pages=130 kv_dtype=e4m3 "
       "deterministic=1 lse=1 window=700" },
 };
-const int decode_alone_count = sizeof(alone) / sizeof(alone[0]);
+static const int alone_count = sizeof(alone) / sizeof(alone[0]);
 
 /* Bits of `count` elements from `first` of one are those from 0 of the other. */
 static void assert_bits(const struct call *batch, int64_t first, const struct call *one,
@@ -267,7 +267,7 @@ static void assert_bits(const struct call *batch, int64_t first, const struct ca
                   "%s: %s from element %lld on differs", batch->text, name, (long long)first);
 }
 
-void decode_alone_check(const struct decode_bed *bed, int spec)
+static void alone_check(const struct decode_bed *bed, int spec)
 {
     struct call batch = call_open(bed, bed->ctx, alone[spec].batch, 0);
     struct call one = call_open(bed, bed->ctx, alone[spec].alone, 1);
@@ -292,7 +292,7 @@ void decode_alone_check(const struct decode_bed *bed, int spec)
 
 enum { CONFIGS = 64 };
 
-void decode_configs_check(const struct decode_bed *bed, int spec)
+static void configs_check(const struct decode_bed *bed, int spec)
 {
     static int32_t configs[CONFIGS][QUERN_MAX_KNOBS];
     struct call first = call_open(bed, bed->ctx, alone[spec].batch, 0);
@@ -330,9 +330,9 @@ static const char *const nan_specs[] = {
     "attention_decode b=4 hq=2 hkv=2 page=1 pages=700 max_pages=150 kv_dtype=e4m3 lse=1",
     "attention_decode b=4 hq=6 hkv=2 d=96 page=16 pages=90 max_pages=20 dtype=f32 lse=1 sinks=1",
 };
-const int decode_nan_count = sizeof(nan_specs) / sizeof(nan_specs[0]);
+static const int nan_count = sizeof(nan_specs) / sizeof(nan_specs[0]);
 
-void decode_nan_check(const struct decode_bed *bed, int spec)
+static void nan_check(const struct decode_bed *bed, int spec)
 {
     static const char *const inputs[] = { "q", "k_cache", "v_cache" };
     enum { HIT = 1 };
@@ -395,7 +395,7 @@ static const struct bad {
     { "shared_len", 0, INT32_MAX, "shared_len[0]=2147483647: must be from 0 to 32" },
     { "shared_len", 0, -5, "shared_len[0]=-5: must be from 0 to 32" },
 };
-const int decode_bad_count = sizeof(bad_values) / sizeof(bad_values[0]);
+static const int bad_count = sizeof(bad_values) / sizeof(bad_values[0]);
 
 static struct call bad_open(const struct decode_bed *bed, struct quern_context *ctx,
                             const struct bad *bad)
@@ -410,14 +410,14 @@ static struct call bad_open(const struct decode_bed *bed, struct quern_context *
     return call;
 }
 
-void decode_bad_check_refused(const struct decode_bed *bed, int bad)
+static void bad_check_refused(const struct decode_bed *bed, int bad)
 {
     struct call call = bad_open(bed, bed->checking, &bad_values[bad]);
     int status = bed->run(bed->checking, &call.spec, 0, NULL, bad_values[bad].said);
     assert_refused(bed->checking, status, QUERN_INVALID, bad_values[bad].said);
 }
 
-void decode_bad_check_runs(const struct decode_bed *bed, int bad)
+static void bad_check_runs(const struct decode_bed *bed, int bad)
 {
     struct call call = bad_open(bed, bed->ctx, &bad_values[bad]);
     call_run(&call, NULL);
@@ -440,9 +440,9 @@ static const struct {
       "attention_decode b=6 hq=3 hkv=1 page=256 pages=40 max_pages=7 kv_dtype=e4m3 kv_scale=head "
       "lse=1" },
 };
-const int decode_prefix_count = sizeof(prefixes) / sizeof(prefixes[0]);
+static const int prefix_count = sizeof(prefixes) / sizeof(prefixes[0]);
 
-void decode_prefix_check(const struct decode_bed *bed, int spec)
+static void prefix_check(const struct decode_bed *bed, int spec)
 {
     static const char *const same[] = { "q", "k_cache", "v_cache", "k_scale", "v_scale" };
     enum { PREFIX = 5 };
@@ -485,7 +485,7 @@ static const struct {
       "attention_decode b=6 hq=4 hkv=1 d=64 page=64 pages=90 max_pages=6 dtype=f16 lse=1",
       "merge_state_v2 t=6 h=4 d=64 dtype=f16" },
 };
-const int decode_halves_count = sizeof(halves) / sizeof(halves[0]);
+static const int halves_count = sizeof(halves) / sizeof(halves[0]);
 
 /* Lengths that leave the second half empty, with one token, full; and nothing at all. */
 static void put_halves(const struct call *all, const struct call *first, const struct call *second)
@@ -513,7 +513,7 @@ static void put_state(const struct call *merge, const struct call *half, const c
         put(merge, logarithm, i, get(half, "lse", i) * factor);
 }
 
-void decode_halves_check(const struct decode_bed *bed, int spec)
+static void halves_check(const struct decode_bed *bed, int spec)
 {
     static const char *const same[] = { "q", "k_cache", "v_cache" };
     struct call all = call_open(bed, bed->ctx, halves[spec].all, 0);
@@ -541,7 +541,7 @@ void decode_halves_check(const struct decode_bed *bed, int spec)
     }
 }
 
-void decode_merge_in_place_check(const struct decode_bed *bed, int is_v2)
+static void merge_in_place_check(const struct decode_bed *bed, int is_v2)
 {
     static const char *const onto[][2] = { { "v_a", "s_a" }, { "v_b", "s_b" } };
     const char *text = is_v2 ? "merge_state_v2 t=37 h=6 d=520" : "merge_state t=37 h=6 d=520";
@@ -564,4 +564,83 @@ void decode_merge_in_place_check(const struct decode_bed *bed, int is_v2)
         assert_bits(&apart, 0, &onto_one, count_of(&apart, "v_merged"), "v_merged");
         assert_bits(&apart, 0, &onto_one, count_of(&apart, "s_merged"), "s_merged");
     }
+}
+
+/* ---- The tests ------------------------------------------------------------------------------ */
+
+static const struct decode_bed *bed_of_suite;
+
+START_TEST(an_edge_matches_its_reference)
+{
+    edge_check(bed_of_suite, _i);
+}
+END_TEST
+
+START_TEST(a_sequence_alone_has_the_bits_that_it_has_in_a_batch)
+{
+    alone_check(bed_of_suite, _i);
+}
+END_TEST
+
+START_TEST(deterministic_bits_are_the_same_in_every_config)
+{
+    configs_check(bed_of_suite, _i);
+}
+END_TEST
+
+START_TEST(a_nan_in_any_input_of_a_sequence_stays_in_it)
+{
+    nan_check(bed_of_suite, _i);
+}
+END_TEST
+
+START_TEST(with_quern_check_bad_pages_and_lengths_are_refused_saying_where)
+{
+    bad_check_refused(bed_of_suite, _i);
+}
+END_TEST
+
+START_TEST(without_it_the_call_runs_and_no_byte_but_the_outputs_is_written)
+{
+    bad_check_runs(bed_of_suite, _i);
+}
+END_TEST
+
+START_TEST(a_shared_prefix_gives_what_its_tokens_give_in_every_table)
+{
+    prefix_check(bed_of_suite, _i);
+}
+END_TEST
+
+START_TEST(halves_of_the_keys_merged_are_attention_to_all)
+{
+    halves_check(bed_of_suite, _i);
+}
+END_TEST
+
+START_TEST(states_merged_in_place_have_the_same_bits)
+{
+    merge_in_place_check(bed_of_suite, _i);
+}
+END_TEST
+
+TCase *decode_tcase(const struct decode_bed *bed)
+{
+    TCase *tcase = tcase_create("decode");
+    bed_of_suite = bed;
+    tcase_set_timeout(tcase, 300);
+    tcase_add_loop_test(tcase, an_edge_matches_its_reference, 0, edge_count);
+    tcase_add_loop_test(tcase, a_sequence_alone_has_the_bits_that_it_has_in_a_batch, 0,
+                        alone_count);
+    tcase_add_loop_test(tcase, deterministic_bits_are_the_same_in_every_config, 0, alone_count);
+    tcase_add_loop_test(tcase, a_nan_in_any_input_of_a_sequence_stays_in_it, 0, nan_count);
+    tcase_add_loop_test(tcase, with_quern_check_bad_pages_and_lengths_are_refused_saying_where, 0,
+                        bad_count);
+    tcase_add_loop_test(tcase, without_it_the_call_runs_and_no_byte_but_the_outputs_is_written, 0,
+                        bad_count);
+    tcase_add_loop_test(tcase, a_shared_prefix_gives_what_its_tokens_give_in_every_table, 0,
+                        prefix_count);
+    tcase_add_loop_test(tcase, halves_of_the_keys_merged_are_attention_to_all, 0, halves_count);
+    tcase_add_loop_test(tcase, states_merged_in_place_have_the_same_bits, 0, 2);
+    return tcase;
 }

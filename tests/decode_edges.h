@@ -36,18 +36,7 @@ struct decode_bed {
     bool (*is_served)(const char *text); /* some variant takes the spec there */
 };
 
-extern const int decode_edge_count, decode_alone_count, decode_nan_count, decode_bad_count,
-    decode_prefix_count, decode_halves_count;
-void decode_edge_check(const struct decode_bed *bed, int edge);
-void decode_alone_check(const struct decode_bed *bed, int spec);
-void decode_configs_check(const struct decode_bed *bed, int spec);
-void decode_nan_check(const struct decode_bed *bed, int spec);
-/* With QUERN_CHECK=1: refused, saying where. */
-void decode_bad_check_refused(const struct decode_bed *bed, int bad);
-/* Without it: nothing outside the outputs is written, and every call returns. */
-void decode_bad_check_runs(const struct decode_bed *bed, int bad);
-void decode_prefix_check(const struct decode_bed *bed, int spec);
-void decode_halves_check(const struct decode_bed *bed, int spec);
-void decode_merge_in_place_check(const struct decode_bed *bed, int is_v2);
+/* All of it, on the bed, which stays the caller's; its fixtures are still to be added. */
+TCase *decode_tcase(const struct decode_bed *bed);
 
 #endif

@@ -72,36 +72,6 @@ static void teardown(void)
     quern_context_destroy(checking);
 }
 
-START_TEST(an_edge_matches_its_reference)
-{
-    attention_edge_check(&bed, _i);
-}
-END_TEST
-
-START_TEST(a_nan_in_any_input_of_a_sequence_stays_in_it)
-{
-    attention_nan_check(&bed, _i);
-}
-END_TEST
-
-START_TEST(with_quern_check_index_arrays_are_refused_saying_where_and_nothing_is_written)
-{
-    attention_bad_check_refused(&bed, _i);
-}
-END_TEST
-
-START_TEST(without_it_the_call_runs_and_no_byte_but_the_outputs_is_written)
-{
-    attention_bad_check_runs(&bed, _i);
-}
-END_TEST
-
-START_TEST(extend_gives_what_prefill_gives_on_the_same_keys)
-{
-    attention_agreement_check(&bed, _i);
-}
-END_TEST
-
 /* Their differences, not they, are rounded to what a weight depends on. */
 static const char *const huge_scores[] = {
     "attention_prefill sq=70 sk=150 hq=2 d=64 causal=1 scale=1e10 lse=1",
@@ -149,19 +119,8 @@ END_TEST
 int main(void)
 {
     Suite *suite = suite_create("attention");
-    TCase *tcase = tcase_create("attention");
-    tcase_set_timeout(tcase, 120);
+    TCase *tcase = attention_tcase(&bed);
     tcase_add_unchecked_fixture(tcase, setup, teardown);
-    tcase_add_loop_test(tcase, an_edge_matches_its_reference, 0, attention_edge_count);
-    tcase_add_loop_test(tcase, a_nan_in_any_input_of_a_sequence_stays_in_it, 0,
-                        attention_nan_count);
-    tcase_add_loop_test(
-        tcase, with_quern_check_index_arrays_are_refused_saying_where_and_nothing_is_written, 0,
-        attention_bad_count);
-    tcase_add_loop_test(tcase, without_it_the_call_runs_and_no_byte_but_the_outputs_is_written, 0,
-                        attention_bad_count);
-    tcase_add_loop_test(tcase, extend_gives_what_prefill_gives_on_the_same_keys, 0,
-                        attention_agreement_count);
     tcase_add_loop_test(tcase, scores_of_any_magnitude_are_weighed, 0, HUGE_SCORES);
     tcase_add_loop_test(tcase, what_is_not_said_follows_what_is_in_any_order, 0, IMPLICATIONS);
     suite_add_tcase(suite, tcase);

@@ -82,81 +82,11 @@ static void teardown(void)
     quern_context_destroy(checking);
 }
 
-START_TEST(an_edge_matches_its_reference)
-{
-    decode_edge_check(&bed, _i);
-}
-END_TEST
-
-START_TEST(a_sequence_alone_has_the_bits_that_it_has_in_a_batch)
-{
-    decode_alone_check(&bed, _i);
-}
-END_TEST
-
-START_TEST(deterministic_bits_are_the_same_in_every_config)
-{
-    decode_configs_check(&bed, _i);
-}
-END_TEST
-
-START_TEST(a_nan_in_any_input_of_a_sequence_stays_in_it)
-{
-    decode_nan_check(&bed, _i);
-}
-END_TEST
-
-START_TEST(with_quern_check_bad_pages_and_lengths_are_refused_saying_where)
-{
-    decode_bad_check_refused(&bed, _i);
-}
-END_TEST
-
-START_TEST(without_it_the_call_runs_and_no_byte_but_the_outputs_is_written)
-{
-    decode_bad_check_runs(&bed, _i);
-}
-END_TEST
-
-START_TEST(a_shared_prefix_gives_what_its_tokens_give_in_every_table)
-{
-    decode_prefix_check(&bed, _i);
-}
-END_TEST
-
-START_TEST(halves_of_the_keys_merged_are_attention_to_all)
-{
-    decode_halves_check(&bed, _i);
-}
-END_TEST
-
-START_TEST(states_merged_in_place_have_the_same_bits)
-{
-    decode_merge_in_place_check(&bed, _i);
-}
-END_TEST
-
 int main(void)
 {
     Suite *suite = suite_create("decode");
-    TCase *tcase = tcase_create("decode");
-    tcase_set_timeout(tcase, 300);
+    TCase *tcase = decode_tcase(&bed);
     tcase_add_unchecked_fixture(tcase, setup, teardown);
-    tcase_add_loop_test(tcase, an_edge_matches_its_reference, 0, decode_edge_count);
-    tcase_add_loop_test(tcase, a_sequence_alone_has_the_bits_that_it_has_in_a_batch, 0,
-                        decode_alone_count);
-    tcase_add_loop_test(tcase, deterministic_bits_are_the_same_in_every_config, 0,
-                        decode_alone_count);
-    tcase_add_loop_test(tcase, a_nan_in_any_input_of_a_sequence_stays_in_it, 0, decode_nan_count);
-    tcase_add_loop_test(tcase, with_quern_check_bad_pages_and_lengths_are_refused_saying_where, 0,
-                        decode_bad_count);
-    tcase_add_loop_test(tcase, without_it_the_call_runs_and_no_byte_but_the_outputs_is_written, 0,
-                        decode_bad_count);
-    tcase_add_loop_test(tcase, a_shared_prefix_gives_what_its_tokens_give_in_every_table, 0,
-                        decode_prefix_count);
-    tcase_add_loop_test(tcase, halves_of_the_keys_merged_are_attention_to_all, 0,
-                        decode_halves_count);
-    tcase_add_loop_test(tcase, states_merged_in_place_have_the_same_bits, 0, 2);
     suite_add_tcase(suite, tcase);
     return common_main(suite);
 }

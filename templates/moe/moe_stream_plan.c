@@ -122,14 +122,22 @@ static int serves(const struct quern_problem *problem)
            table_bytes(v) <= moe_cuda_shared_bytes(problem) && !legal(problem, least, &why);
 }
 
+/* Few tokens, and room for warps and stages enough to have memory under way. */
+static int is_likely_best(const struct quern_problem *problem)
+{
+    static const int32_t enough[KNOB_COUNT] = { 4, 3, 32, 4, 3, 32, 1 };
+    struct quern_message why;
+    return values_of(problem->bucket)->tokens <= LIKELY_BEST && !legal(problem, enough, &why);
+}
+
 static int supports(const struct quern_problem *problem)
 {
-    return serves(problem) && values_of(problem->bucket)->tokens <= LIKELY_BEST;
+    return serves(problem) && is_likely_best(problem);
 }
 
 static int supports_more(const struct quern_problem *problem)
 {
-    return serves(problem) && values_of(problem->bucket)->tokens > LIKELY_BEST;
+    return serves(problem) && !is_likely_best(problem);
 }
 
 /* As many stages as fit in `room`, up to MOST; at least 2. */

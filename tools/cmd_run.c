@@ -129,7 +129,7 @@ static void print_kernel(const struct quern_report *report)
     printf("  kernel    %s, ready in %s", json_out_artifact_from(report->artifact), time);
     if (compile_ms > 0) {
         human_time(compile_ms * 1e3, time);
-        printf(", %s of it the compiler's", time);
+        printf(", after %s of compiling", time);
     }
     printf("\n");
 }

@@ -395,6 +395,8 @@ class LayerTest(Case):
     def test_what_cannot_be_is_named(self):
         x, w1, w2, logits = self.x, self.w1, self.w2, self.logits
         self.refused("topk", quern.fused_moe, x, w1, w2, logits, 13)
+        self.refused("topk_group: must be given with num_expert_group=4", quern.fused_moe, x, w1,
+                     w2, logits, 3, num_expert_group=4, scoring_func="sigmoid")
         self.refused("gating_output: shape (21, 8): must have 12 columns", quern.fused_moe, x, w1,
                      w2, np.ascontiguousarray(logits[:, :8]), 3)
         self.refused("w2: shape (12, 96, 64): must be", quern.fused_moe, x, w1[:, :64], w2, logits,

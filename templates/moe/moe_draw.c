@@ -1,5 +1,5 @@
 /* Inputs of moe that mean something: values of x about 1, weights such that sums keep their size,
- * logits on a grid of sixteenths, so that there are ties. An odd seed makes some experts sought
+ * logits on a grid of sixteenths, so that there are ties. An even seed makes some experts sought
  * after and one in eight avoided, and a few logits NaN or -infinity. An expert_map keeps `local`
  * experts, in no order. */
 #define QUERN_DEF "moe/moe.def"
@@ -80,7 +80,7 @@ static double spread(int64_t width)
 
 static void draw_logits(const struct values *v, uint64_t seed, void *data)
 {
-    const int is_skewed = (int)(seed & 1);
+    const int is_skewed = !(seed & 1);
 #pragma omp parallel for
     for (int64_t i = 0; i < v->tokens * v->experts; i++) {
         const int64_t e = i % v->experts;

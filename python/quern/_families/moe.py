@@ -51,6 +51,9 @@ def _routing(arrays: Arrays, options: dict[str, Any], tokens: int, local: int) -
     if len(logits.shape) != 2:
         raise invalid("gating_output", f"shape {logits.shape}: must be [T, E]")
     experts = logits.shape[1]
+    if (options["num_expert_group"] or 1) > 1 and options["topk_group"] is None:
+        raise invalid("topk_group", f"must be given with num_expert_group="
+                      f"{options['num_expert_group']}")
     if options["topk"] is None:
         raise invalid("topk", "must be given")
     require("gating_output", logits, (tokens, experts), "a row of each token")

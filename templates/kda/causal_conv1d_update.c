@@ -291,6 +291,8 @@ static int check_indices(const struct quern_spec *spec, const void *const *host,
 static int inputs(const struct quern_spec *spec, int index, uint64_t seed, void *data)
 {
     const struct values *v = values_of(spec);
+    struct quern_shape shape = { 0 };
+    quern_def_shape(spec, index, &shape);
     seed += (uint64_t)index * UINT64_C(0xd1342543de82ef95);
     if (index == ARRAY_slots)
         conv_draw_slots(seed, v->n, v->capacity, data);
@@ -299,10 +301,7 @@ static int inputs(const struct quern_spec *spec, int index, uint64_t seed, void 
     else if (index == ARRAY_bias)
         conv_draw_bias(seed, v->d, v->bias, data);
     else
-        conv_draw_rows(seed,
-                       index == ARRAY_x ? v->n * v->steps * v->d
-                                        : (v->pool ? v->capacity : v->n) * (v->w - 1) * v->d,
-                       v->dtype, data);
+        conv_draw_rows(seed, &shape, data);
     return 1;
 }
 

@@ -84,11 +84,14 @@ static void draw_float(uint64_t bits, double least, double most, int64_t dtype, 
                        (magnitude < 0x38800000 ? 0 : (magnitude - 0x38000000 + 0x1000) >> 13));
 }
 
-void conv_draw_rows(uint64_t seed, int64_t count, int64_t dtype, void *data)
+void conv_draw_rows(uint64_t seed, const struct quern_shape *shape, void *data)
 {
+    int64_t count = 1;
+    for (int i = 0; i < shape->rank; i++)
+        count *= shape->dims[i];
 #pragma omp parallel for
     for (int64_t i = 0; i < count; i++)
-        draw_float(hash(seed, i), 0.5, 1, dtype, data, i);
+        draw_float(hash(seed, i), 0.5, 1, shape->dtype, data, i);
 }
 
 void conv_draw_bias(uint64_t seed, int64_t count, int64_t dtype, void *data)

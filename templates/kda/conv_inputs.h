@@ -10,7 +10,7 @@ void conv_draw_slots(uint64_t seed, int64_t n, int64_t capacity, int32_t *slots)
 void conv_draw_cu_seqlens(uint64_t seed, int64_t n, int64_t t, int dtype, void *data);
 /* Inputs, states, bias and filters of w taps for which no output is a sum that cancels and is all
  * rounding: a token's own tap outweighs what else there is. */
-void conv_draw_rows(uint64_t seed, int64_t count, int64_t dtype, void *data);
+void conv_draw_rows(uint64_t seed, const struct quern_shape *shape, void *data);
 void conv_draw_bias(uint64_t seed, int64_t count, int64_t dtype, void *data);
 void conv_draw_filters(uint64_t seed, int64_t d, int64_t w, int64_t dtype, void *data);
 /* The rows of a pool [capacity, rows, d] that slots name. */

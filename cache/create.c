@@ -81,3 +81,51 @@ int qn_db_create(const struct qn_place *place, char *error, size_t error_bytes)
     free(name);
     return rc;
 }
+
+/* ---- Files of older versions ---- */
+
+static int user_version(sqlite3 *sqlite)
+{
+    sqlite3_stmt *stmt = NULL;
+    int version = QN_STORE_SCHEMA; /* unknown: left as it is */
+
+    if (!sqlite3_prepare_v2(sqlite, "PRAGMA user_version", -1, &stmt, NULL) &&
+        sqlite3_step(stmt) == SQLITE_ROW)
+        version = sqlite3_column_int(stmt, 0);
+    sqlite3_finalize(stmt);
+    return version;
+}
+
+/* Asked of SQLite and not of the header, which may be older than a commit in the -wal. SQLite's
+ * lock on the file is the lease: asked again under it, another process may have done it meanwhile.
+ * A process of the older quern that has the file open goes on, and takes packed rows for damaged
+ * ones, which it makes again. */
+int qn_db_migrate(sqlite3 *sqlite)
+{
+    static const char from_1[] =
+        "CREATE TABLE manifest (key TEXT NOT NULL, target TEXT NOT NULL, model TEXT NOT NULL, "
+        "rank TEXT NOT NULL, used_in TEXT NOT NULL, spec TEXT NOT NULL, kind TEXT NOT NULL, "
+        "toolkit TEXT NOT NULL, created INTEGER NOT NULL, "
+        "PRIMARY KEY (model, rank, used_in, spec, target, key)) WITHOUT ROWID; "
+        "ALTER TABLE artifact ADD COLUMN source_bytes INTEGER NOT NULL DEFAULT 0; "
+        "ALTER TABLE tuned ADD COLUMN heuristic_variant TEXT NOT NULL DEFAULT ''; "
+        "ALTER TABLE tuned ADD COLUMN heuristic_config TEXT NOT NULL DEFAULT ''; "
+        "ALTER TABLE tuned ADD COLUMN heuristic_us REAL NOT NULL DEFAULT 0; "
+        "ALTER TABLE tuned ADD COLUMN heuristic_spread_us REAL NOT NULL DEFAULT 0; "
+        "PRAGMA user_version = 2;";
+
+    if (user_version(sqlite) >= QN_STORE_SCHEMA)
+        return SQLITE_OK;
+    int rc = qn_db_script(sqlite, "BEGIN IMMEDIATE");
+    if (rc)
+        return rc;
+    if (user_version(sqlite) == 1)
+        rc = qn_db_script(sqlite, from_1);
+    if (!rc)
+        rc = qn_db_script(sqlite, "COMMIT");
+    if (rc)
+        qn_db_script(sqlite, "ROLLBACK");
+    else /* into the header, by which an older quern knows what it must not touch */
+        qn_db_script(sqlite, "PRAGMA wal_checkpoint(PASSIVE)");
+    return rc;
+}

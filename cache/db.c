@@ -10,6 +10,7 @@
  *   5. settings of the connection
  *   6. a first read: recovers a -wal left by a killed process, finds a truncated file
  *   7. is the -wal that was opened by 6 the user's? Until then nothing of it gets into the file
+ *   8. tables of an older version are brought up to date
  *
  * Invariants: a connection is used by one thread at a time (store.c lends it), so SQLite runs
  * without mutexes of its own; every statement is reset before the connection is given back, so that
@@ -25,6 +26,7 @@
 #define HEADER_USER_VERSION 60
 #define HEADER_APPLICATION_ID 68
 #define BUSY_TIMEOUT_MS 5000
+#define OLDEST_SCHEMA 1 /* that qn_db_migrate() brings up to date */
 
 int qn_db_script(sqlite3 *sqlite, const char *sql)
 {
@@ -57,10 +59,13 @@ static char *immutable_uri(const char *path)
 }
 
 /* A file that may not be written. Without a -wal beside it nobody is writing it, and `immutable`
- * spares SQLite the -shm that it would make. With a -wal the newest rows are in that, and a -shm is
- * needed; where there is none and none can be made, the rows of the last checkpoint must do. */
+ * spares SQLite the -shm that it would make; a base never has one. With a -wal the newest rows are
+ * in that, and a -shm is needed; where there is none and none can be made, the rows of the last
+ * checkpoint must do. */
 static int is_immutable(const struct qn_place *place)
 {
+    if (place->is_base)
+        return 1;
     int can_use_wal = !place->is_folder_read_only || qn_place_has(place, "-shm");
 
     return place->is_read_only && !(can_use_wal && qn_place_has(place, "-wal"));
@@ -168,7 +173,15 @@ static enum qn_open_status check_header(const struct qn_place *place, sqlite3 *s
         return QN_OPEN_REFUSED;
     }
     uint32_t schema = big_endian(header + HEADER_USER_VERSION);
-    if (schema != QN_STORE_SCHEMA) {
+    int is_old = schema >= OLDEST_SCHEMA && schema < QN_STORE_SCHEMA;
+    if (is_old && place->is_read_only) {
+        snprintf(error, error_bytes,
+                 "cache=%s: was made by an older quern (schema=%u; allowed: %d) and cannot be "
+                 "written; open it once where it can",
+                 place->path, schema, QN_STORE_SCHEMA);
+        return QN_OPEN_REFUSED;
+    }
+    if (!is_old && schema != QN_STORE_SCHEMA) {
         snprintf(error, error_bytes, "cache=%s: was made by %s quern (schema=%u; allowed: %d)",
                  place->path, schema > QN_STORE_SCHEMA ? "a newer" : "another", schema,
                  QN_STORE_SCHEMA);
@@ -251,6 +264,13 @@ enum qn_open_status qn_db_open(const struct qn_place *place, struct qn_db **db, 
                  made->sqlite ? sqlite3_errmsg(made->sqlite) : sqlite3_errstr(rc));
     else if (place->real)
         status = check_journal(place, made->sqlite, error, error_bytes);
+    if (status == QN_OPEN_DONE && place->real) {
+        rc = place->is_read_only ? SQLITE_OK : qn_db_migrate(made->sqlite);
+        status = status_of(rc);
+        if (status != QN_OPEN_DONE)
+            snprintf(error, error_bytes, "cache=%s: cannot be brought up to date: %s", place->path,
+                     sqlite3_errmsg(made->sqlite));
+    }
 out:
     if (status != QN_OPEN_DONE)
         qn_db_close(made);

@@ -21,7 +21,7 @@
 
 #include <sqlite3.h>
 
-#define QN_DB_STATEMENTS 40          /* distinct SQL texts of the store, at most */
+#define QN_DB_STATEMENTS 64          /* distinct SQL texts of the store, at most */
 #define QN_APPLICATION_ID 1364546126 /* "QURN" */
 #define QN_DB_VFS "unix"             /* not the program's default one: db.c knows its files */
 
@@ -31,7 +31,8 @@ struct qn_db {
     struct qn_store *store;
     struct qn_db *next; /* among the idle ones */
     sqlite3 *sqlite;
-    int rc; /* SQLite's code of the first failure since it was taken */
+    int rc;          /* SQLite's code of the first failure since it was taken */
+    int row_changes; /* of the connection, when it was taken */
     char message[200];
     int statement_count;
     struct {
@@ -54,6 +55,17 @@ enum qn_access { QN_READ, QN_WRITE };
 struct qn_db *qn_db_take(struct qn_store *store, enum qn_access access);
 int qn_db_give(struct qn_db *db);
 
+/* Did the last write fail for want of a disk to write to? */
+int qn_store_is_full(const struct qn_store *store);
+
+/* ---- Leases that could not be released (store.c keeps them, lease.c knows what they are) ---- */
+
+struct qn_lease;
+void qn_store_owe(struct qn_store *store, struct qn_lease *lease, struct qn_lease **next);
+struct qn_lease *qn_store_take_owed(struct qn_store *store); /* all, linked; NULL: none */
+/* When the store closes: tries once more, and frees them. */
+void qn_lease_forget(struct qn_store *store);
+
 /* ---- Opening and closing (db.c) ---- */
 
 enum qn_open_status {
@@ -70,6 +82,8 @@ void qn_db_close(struct qn_db *db); /* NULL is allowed */
 
 /* Makes the file, whole or not at all (create.c). Under qn_place_lock(). SQLite's code. */
 int qn_db_create(const struct qn_place *place, char *error, size_t error_bytes);
+/* Brings the tables of an older version up to date, whole or not at all. SQLite's code. */
+int qn_db_migrate(sqlite3 *sqlite);
 /* Is the -wal, or the journal, that SQLite has open a file that only the user may write? 1 also
  * when none is open. */
 int qn_db_is_journal_private(sqlite3 *sqlite);

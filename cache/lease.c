@@ -17,6 +17,11 @@
  *
  * A lease saves work and protects nothing: whoever gets none does the work privately, and two
  * results are as good as one.
+ *
+ * On a disk that filled up after an acquisition the row can neither be deleted nor followed by a
+ * result. The holder owes the deletion and tries it again with its next lease; and nobody waits for
+ * a result that cannot be stored: not who has seen a write fail, and who has waited for PROBE_S
+ * tries one.
  */
 #include "cache/db.h"
 #include "cache/holder.h"
@@ -31,8 +36,10 @@
 #define FIRST_PAUSE_MS 1
 #define LAST_PAUSE_MS 20
 #define BEATS_PER_EXPIRY 4
+#define PROBE_S 2.0
 
 struct qn_lease {
+    struct qn_lease *next; /* among those that are owed */
     struct qn_store *store;
     char *name;
     int64_t token;
@@ -136,6 +143,50 @@ static enum outcome try_once(struct qn_store *store, const struct attempt *attem
     return held ? HELD : ACQUIRED;
 }
 
+/* ---- On a full disk ---- */
+
+static int is_deleted(struct qn_lease *lease)
+{
+    static const char sql[] = "DELETE FROM lease WHERE name = ? AND token = ?";
+    struct qn_db *db = qn_db_take(lease->store, QN_WRITE);
+
+    if (!db)
+        return 0;
+    struct qn_query query = qn_query(db, sql);
+    qn_bind_text(&query, lease->name);
+    qn_bind_int(&query, lease->token);
+    qn_run(&query);
+    return qn_db_give(db) == QN_STORE_OK;
+}
+
+static void free_lease(struct qn_lease *lease)
+{
+    free(lease->name);
+    free(lease);
+}
+
+static void pay(struct qn_store *store)
+{
+    struct qn_lease *lease = qn_store_take_owed(store);
+
+    while (lease) {
+        struct qn_lease *next = lease->next;
+        qn_lease_release(lease);
+        lease = next;
+    }
+}
+
+void qn_lease_forget(struct qn_store *store)
+{
+    pay(store);
+    struct qn_lease *lease = qn_store_take_owed(store);
+    while (lease) {
+        struct qn_lease *next = lease->next;
+        free_lease(lease);
+        lease = next;
+    }
+}
+
 /* ---- Acquire, beat, release ---- */
 
 static struct qn_lease *make_lease(struct qn_store *store, const struct attempt *attempt)
@@ -159,18 +210,25 @@ static struct qn_lease *make_lease(struct qn_store *store, const struct attempt 
 int qn_lease_acquire(struct qn_store *store, const char *name, double timeout_s, double expiry_s,
                      struct qn_lease **lease)
 {
-    double end_s = clock_s(CLOCK_MONOTONIC) + timeout_s;
+    double start_s = clock_s(CLOCK_MONOTONIC), waited_s;
+    int is_probed = 0;
     long pause_ms = FIRST_PAUSE_MS;
     struct attempt attempt = { .name = name, .expiry_s = expiry_s };
     struct qn_lease *made = NULL;
     enum outcome outcome = IMPOSSIBLE;
 
+    pay(store);
     qn_holder_init(&attempt.self);
     if (getrandom(&attempt.token, sizeof attempt.token, 0) == (ssize_t)sizeof attempt.token)
         made = make_lease(store, &attempt); /* before the row: a row without it would stay */
     while (made && (outcome = try_once(store, &attempt)) == HELD) {
-        if (clock_s(CLOCK_MONOTONIC) >= end_s)
+        waited_s = clock_s(CLOCK_MONOTONIC) - start_s;
+        if (waited_s >= timeout_s || qn_store_is_full(store))
             break;
+        if (waited_s >= PROBE_S && !is_probed) {
+            is_probed = 1;
+            qn_meta_put(store, "probe", name);
+        }
         nanosleep(&(struct timespec){ .tv_nsec = pause_ms * 1000 * 1000 }, NULL);
         pause_ms = 2 * pause_ms < LAST_PAUSE_MS ? 2 * pause_ms : LAST_PAUSE_MS;
     }
@@ -178,10 +236,8 @@ int qn_lease_acquire(struct qn_store *store, const char *name, double timeout_s,
         *lease = made;
         return QN_STORE_OK;
     }
-    if (made) {
-        free(made->name);
-        free(made);
-    }
+    if (made)
+        free_lease(made);
     return QN_STORE_MISS;
 }
 
@@ -207,18 +263,10 @@ void qn_lease_beat(struct qn_lease *lease)
 
 void qn_lease_release(struct qn_lease *lease)
 {
-    static const char sql[] = "DELETE FROM lease WHERE name = ? AND token = ?";
-
     if (!lease)
         return;
-    struct qn_db *db = qn_db_take(lease->store, QN_WRITE);
-    if (db) {
-        struct qn_query query = qn_query(db, sql);
-        qn_bind_text(&query, lease->name);
-        qn_bind_int(&query, lease->token);
-        qn_run(&query);
-        qn_db_give(db);
-    }
-    free(lease->name);
-    free(lease);
+    if (is_deleted(lease))
+        free_lease(lease);
+    else
+        qn_store_owe(lease->store, lease, &lease->next);
 }

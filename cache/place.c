@@ -10,7 +10,8 @@
  * What is in the file gets executed, so whoever can write it, or a file beside it that SQLite
  * replays into it, can run code as the user. Hence three checks:
  *
- *   1. each file must be a plain one, belong to the user and be writable by nobody else
+ *   1. each file must be a plain one, belong to the user (a base: or to root) and be writable by
+ *      nobody else (a base: but his private group)
  *   2. the folder must be the user's or root's, and others may write it only with the sticky bit
  *      (/tmp): they can then add files, which 1 refuses, and cannot move the user's away
  *   3. what SQLite has opened is compared with what 1 saw, through SQLite's own descriptor
@@ -151,6 +152,22 @@ enum qn_place_status qn_place_init(struct qn_place *place, const char *path, cha
     return QN_PLACE_EMPTY;
 }
 
+enum qn_place_status qn_place_init_base(struct qn_place *place, const char *path, char *error,
+                                        size_t error_bytes)
+{
+    memset(place, 0, sizeof *place);
+    place->is_base = 1;
+    place->path = strdup(path);
+    /* Where the name leads: what counts is who may write that file and its folder. */
+    place->real = place->path ? realpath(path, NULL) : NULL;
+    if (!place->real && errno == ENOENT && place->path)
+        place->real = resolve(place);
+    if (place->real)
+        return QN_PLACE_EMPTY;
+    snprintf(error, error_bytes, "cache=%s: its folder cannot be entered: %m", path);
+    return QN_PLACE_REFUSED;
+}
+
 void qn_place_fini(struct qn_place *place)
 {
     free(place->path);
@@ -187,13 +204,19 @@ static int may_write_folder(const struct qn_place *place)
     return is_allowed;
 }
 
-/* May somebody else put files into the folder, or take the user's away? A group with the user's own
- * number is his private one, which Debian makes along with him: only he is in it. */
+/* A group with the user's own number is his private one, which Debian makes along with him: only he
+ * is in it. */
+static int is_shared_group(const struct stat *st)
+{
+    return st->st_gid != geteuid();
+}
+
+/* May somebody else put files into the folder, or take the user's away? */
 static int is_writable_by_others(const struct stat *st)
 {
-    int is_shared_group = (st->st_mode & S_IWGRP) && st->st_gid != geteuid();
+    int is_groups = (st->st_mode & S_IWGRP) && is_shared_group(st);
 
-    return !(st->st_mode & S_ISVTX) && (is_shared_group || (st->st_mode & S_IWOTH));
+    return !(st->st_mode & S_ISVTX) && (is_groups || (st->st_mode & S_IWOTH));
 }
 
 static int is_folder_trusted(const struct qn_place *place, char *error, size_t error_bytes)
@@ -220,6 +243,21 @@ static int is_folder_trusted(const struct qn_place *place, char *error, size_t e
     return is_good;
 }
 
+/* A base is often part of an image that root made. */
+static int is_owner_trusted(const struct qn_place *place, const struct stat *st)
+{
+    return st->st_uid == geteuid() || (place->is_base && st->st_uid == 0);
+}
+
+/* Of a base the user's private group may be a writer, as installers make files where that is the
+ * rule (umask 002). */
+static int is_private_file(const struct qn_place *place, const struct stat *st)
+{
+    int is_groups = (st->st_mode & S_IWGRP) && (!place->is_base || is_shared_group(st));
+
+    return S_ISREG(st->st_mode) && !is_groups && !(st->st_mode & S_IWOTH);
+}
+
 /* Is `name` a plain file that only the user may write? 1, else 0 with the line. */
 static int is_trusted(const struct qn_place *place, const char *name, const struct stat *st,
                       char *error, size_t error_bytes)
@@ -232,17 +270,18 @@ static int is_trusted(const struct qn_place *place, const char *name, const stru
                  place->path, name);
     else if (!S_ISREG(st->st_mode))
         snprintf(error, error_bytes, "cache=%s: %s is not a plain file", place->path, name);
-    else if (st->st_uid != geteuid())
+    else if (!is_owner_trusted(place, st))
         snprintf(error, error_bytes,
-                 "cache=%s: %s belongs to uid=%u; allowed: a file of your own (uid=%u), since what "
-                 "is in it gets executed",
-                 place->path, name, (unsigned)st->st_uid, (unsigned)geteuid());
-    else if (st->st_mode & (S_IWGRP | S_IWOTH))
+                 "cache=%s: %s belongs to uid=%u; allowed: a file of your own (uid=%u)%s, since "
+                 "what is in it gets executed",
+                 place->path, name, (unsigned)st->st_uid, (unsigned)geteuid(),
+                 place->is_base ? " or root's" : "");
+    else if (!is_private_file(place, st))
         snprintf(
             error, error_bytes,
-            "cache=%s: %s has mode=%04o, others may write it; allowed: chmod 600, since what is "
+            "cache=%s: %s has mode=%04o, others may write it; allowed: chmod %s, since what is "
             "in it gets executed",
-            place->path, name, (unsigned)st->st_mode & 07777);
+            place->path, name, (unsigned)st->st_mode & 07777, place->is_base ? "go-w" : "600");
     else
         return 1;
     return 0;
@@ -267,6 +306,10 @@ static int are_companions_trusted(const struct qn_place *place, char *error, siz
 static enum qn_place_status nothing_there(const struct qn_place *place, char *error,
                                           size_t error_bytes)
 {
+    if (place->is_base) {
+        snprintf(error, error_bytes, "cache=%s: is not there, or has no bytes", place->path);
+        return QN_PLACE_REFUSED;
+    }
     if (may_write_folder(place))
         return QN_PLACE_EMPTY;
     snprintf(error, error_bytes, "cache=%s: its folder is read-only and the file does not exist",
@@ -300,22 +343,26 @@ enum qn_place_status qn_place_look(struct qn_place *place, char *error, size_t e
     place->device = st.st_dev;
     place->inode = st.st_ino;
     place->is_folder_read_only = !may_write_folder(place);
-    place->is_read_only = place->is_folder_read_only || !may_write(place->real, st.st_mode);
+    place->is_read_only =
+        place->is_base || place->is_folder_read_only || !may_write(place->real, st.st_mode);
+    if (place->is_base && (qn_place_has(place, "-wal") || qn_place_has(place, "-journal"))) {
+        snprintf(error, error_bytes,
+                 "cache=%s: is being written, or was not closed: rows are in a -wal or -journal "
+                 "beside it; allowed: a closed file (quern cache stats --cache closes one)",
+                 place->path);
+        return QN_PLACE_REFUSED;
+    }
     return QN_PLACE_FOUND;
 }
 
 /* ---- What SQLite has opened ---- */
 
-static int is_private(const struct stat *st)
-{
-    return S_ISREG(st->st_mode) && st->st_uid == geteuid() && !(st->st_mode & (S_IWGRP | S_IWOTH));
-}
-
 int qn_place_is_private(int fd)
 {
+    static const struct qn_place own = { .is_base = 0 };
     struct stat st;
 
-    return fstat(fd, &st) == 0 && is_private(&st);
+    return fstat(fd, &st) == 0 && st.st_uid == geteuid() && is_private_file(&own, &st);
 }
 
 /* The owner is asked for again: an inode's number is free for another file once it is deleted. */
@@ -324,7 +371,7 @@ int qn_place_is_seen(const struct qn_place *place, int fd)
     struct stat st;
 
     return fstat(fd, &st) == 0 && st.st_dev == place->device && st.st_ino == place->inode &&
-           is_private(&st);
+           is_owner_trusted(place, &st) && is_private_file(place, &st);
 }
 
 /* ---- The lock file ---- */
@@ -388,10 +435,11 @@ static int free_number(const struct qn_place *place)
 
 /* Connections that are still open on the moved file go on with it: SQLite asks whether its file has
  * moved before it deletes a -wal by name, so the new file's is safe. */
-int qn_place_set_aside(const struct qn_place *place)
+int qn_place_set_aside(const struct qn_place *place, int *number)
 {
     struct stat st;
 
+    *number = 0;
     if (lstat(place->real, &st) || st.st_ino != place->inode || st.st_dev != place->device)
         return 0;
     int n = free_number(place);
@@ -400,5 +448,6 @@ int qn_place_set_aside(const struct qn_place *place)
     move_beside(place, "-wal", n);
     move_beside(place, "-journal", n);
     move_beside(place, "-shm", n);
+    *number = n;
     return 0;
 }

@@ -11,6 +11,7 @@ struct qn_place {
     char *real;       /* absolute, its folder without symbolic links; NULL: in memory */
     int is_read_only; /* the file, or its folder, may not be written */
     int is_folder_read_only;
+    int is_base;    /* only ever read: a file of root's is as good as one's own */
     int is_network; /* on a network file system */
     dev_t device;   /* with inode: the file that qn_place_look() saw */
     ino_t inode;
@@ -26,6 +27,9 @@ enum qn_place_status {
 /* Makes the missing folders, mode 0700. QN_PLACE_EMPTY when done, else UNWRITABLE or REFUSED. */
 enum qn_place_status qn_place_init(struct qn_place *place, const char *path, char *error,
                                    size_t error_bytes);
+/* The place of a base: nothing is made, and what is not there is QN_PLACE_REFUSED. */
+enum qn_place_status qn_place_init_base(struct qn_place *place, const char *path, char *error,
+                                        size_t error_bytes);
 void qn_place_fini(struct qn_place *place);
 
 /* Looks at the file without opening it: its kind, owner and mode, those of the files that SQLite
@@ -42,8 +46,9 @@ int qn_place_is_private(int fd);
 int qn_place_lock(const struct qn_place *place, double timeout_s);
 
 /* Under the lock: renames the file that qn_place_look() saw, and those beside it, to
- * PATH.damaged-<n>. 0, also when another process has already done so, or -1 with errno. */
-int qn_place_set_aside(const struct qn_place *place);
+ * PATH.damaged-<*number>. 0, also when another process has already done so (*number is 0), or -1
+ * with errno. */
+int qn_place_set_aside(const struct qn_place *place, int *number);
 
 /* Does PATH<suffix> exist and have bytes? */
 int qn_place_has(const struct qn_place *place, const char *suffix);

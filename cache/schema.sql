@@ -1,4 +1,4 @@
--- The store's tables, version 1. One file; run once, when the cache is created (cache/create.c).
+-- The store's tables, version 2. One file; run once, when the cache is created (cache/create.c).
 --
 --   artifact   compiled bytes, found by key + compiler           newest id = newest row
 --   tuned      winners, one row a key and generation             first writer wins
@@ -6,6 +6,7 @@
 --   miss       requests served by a config that was not tuned    a later sweep replays them
 --   lease      who is doing what right now
 --   counter    totals since creation
+--   manifest   for which model and call an artifact is here     of bundles, written by prebuild
 --   meta       small facts, name and value
 --
 -- Invariants:
@@ -17,11 +18,15 @@
 -- The version stands twice: user_version, read from the file's header before SQLite touches the
 -- file, and QN_STORE_SCHEMA in cache/store.h. A change of any table raises both.
 --
--- auto_vacuum must be chosen before the first table is made; eviction will want to give bytes back.
+-- Version 1 had no manifest and no heuristic_ columns and packed nothing. A file of it is brought up
+-- to date when it is opened for writing; the statements are in cache/create.c.
+--
+-- auto_vacuum must be chosen before anything is written, the two numbers below included; cache/gc.c
+-- gives bytes back.
 
-PRAGMA application_id = 1364546126; -- "QURN"
-PRAGMA user_version = 1;
 PRAGMA auto_vacuum = INCREMENTAL;
+PRAGMA application_id = 1364546126; -- "QURN"
+PRAGMA user_version = 2;
 
 BEGIN;
 
@@ -41,8 +46,9 @@ CREATE TABLE artifact (
     created    INTEGER NOT NULL,
     last_use   INTEGER NOT NULL,
     is_pinned  INTEGER NOT NULL DEFAULT 0,
-    source     TEXT NOT NULL, -- the two long columns come last: a listing does not read past them
+    source     TEXT NOT NULL, -- the two long columns come last, packed (cache/pack.c)
     blob       BLOB NOT NULL,
+    source_bytes INTEGER NOT NULL DEFAULT 0, -- before packing; 0: it is not packed
     UNIQUE (key, compiler)
 );
 CREATE INDEX artifact_by_last_use ON artifact (is_pinned, last_use);
@@ -64,6 +70,10 @@ CREATE TABLE tuned (
     profile    TEXT NOT NULL,
     provenance TEXT NOT NULL,
     created    INTEGER NOT NULL,
+    heuristic_variant   TEXT NOT NULL DEFAULT '', -- what an untuned call would have used
+    heuristic_config    TEXT NOT NULL DEFAULT '',
+    heuristic_us        REAL NOT NULL DEFAULT 0, -- timed in turns with the winner; 0: not known
+    heuristic_spread_us REAL NOT NULL DEFAULT 0,
     UNIQUE (key, generation)
 );
 CREATE INDEX tuned_by_group ON tuned (group_text);
@@ -84,6 +94,19 @@ CREATE TABLE trial (
     created    INTEGER NOT NULL,
     UNIQUE (key, generation, variant, config)
 );
+
+CREATE TABLE manifest (
+    key      TEXT NOT NULL, -- of the artifact
+    target   TEXT NOT NULL,
+    model    TEXT NOT NULL,
+    rank     TEXT NOT NULL, -- shape of the rank: "tp=8 ep=1"
+    used_in  TEXT NOT NULL, -- "prefill", "decode"
+    spec     TEXT NOT NULL,
+    kind     TEXT NOT NULL, -- "built", "tuned"
+    toolkit  TEXT NOT NULL,
+    created  INTEGER NOT NULL,
+    PRIMARY KEY (model, rank, used_in, spec, target, key)
+) WITHOUT ROWID;
 
 CREATE TABLE miss (
     key        TEXT PRIMARY KEY,

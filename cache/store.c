@@ -36,6 +36,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -50,18 +51,32 @@ struct qn_store {
     struct qn_store_options options; /* path is not used: place.path */
     struct qn_place place;
     pid_t pid;
-    int was_set_aside; /* while opening: a disk that damages the new file too will go on */
-    int is_forgetful;  /* asked for a file and got memory: nothing outlives the process */
+    int was_set_aside;     /* while opening: a disk that damages the new file too will go on */
+    struct qn_store *base; /* the first, or of a base the next: asked after this one */
+    int is_forgetful;      /* asked for a file and got memory: nothing outlives the process */
     struct qn_tally tally;
 
     pthread_mutex_t mutex; /* guards idle */
     pthread_cond_t given;  /* in memory: the one connection is idle again */
     struct qn_db *idle;
+    char (*shunned)[QN_KEY_HEX]; /* under mutex: hashes of rows that this process passes over */
+    size_t shunned_count;
 
     atomic_int is_broken;
+    atomic_int is_full; /* the last write found no room, or no permission */
+    _Atomic(struct qn_lease *) owed;
     atomic_uint warned;
     atomic_int_fast64_t errors, damaged;
 };
+
+/* Texts are written for the cache; a base's say base=PATH. */
+static void name_base(char *line)
+{
+    if (!strncmp(line, "cache=", 6)) {
+        memmove(line, line + 1, strlen(line));
+        memcpy(line, "base=", 5);
+    }
+}
 
 __attribute__((format(printf, 3, 4))) static void say(struct qn_store *store, int level,
                                                       const char *format, ...)
@@ -74,6 +89,8 @@ __attribute__((format(printf, 3, 4))) static void say(struct qn_store *store, in
     va_start(list, format);
     vsnprintf(line, sizeof line, format, list);
     va_end(list);
+    if (store->place.is_base)
+        name_base(line);
     store->options.log(store->options.user, level, line);
 }
 
@@ -106,15 +123,25 @@ static enum open_step create(struct qn_store *store, char *error, size_t error_b
     return rc ? OPEN_IN_MEMORY : OPEN_AGAIN;
 }
 
+/* number: of the name that the file was given; 0: none by this process. */
+static void say_set_aside(struct qn_store *store, const char *what, int number, const char *then)
+{
+    if (number)
+        say(store, LEVEL_WARN, "%s; renamed to %s.damaged-%d, %s", what, store->place.real, number,
+            then);
+    else
+        say(store, LEVEL_WARN, "%s; %s", what, then);
+}
+
 static enum open_step set_aside(struct qn_store *store, char *error, size_t error_bytes)
 {
     int is_allowed = !store->place.is_read_only && !store->was_set_aside;
     int lock = is_allowed ? qn_place_lock(&store->place, LOCK_TIMEOUT_S) : -1;
-    int rc = -1;
+    int rc = -1, number = 0;
 
     store->was_set_aside = 1;
     if (lock >= 0) {
-        rc = qn_place_set_aside(&store->place);
+        rc = qn_place_set_aside(&store->place, &number);
         close(lock);
     }
     if (rc) {
@@ -122,8 +149,7 @@ static enum open_step set_aside(struct qn_store *store, char *error, size_t erro
         snprintf(error + length, error_bytes - length, "; it is damaged and cannot be renamed");
         return OPEN_IN_MEMORY;
     }
-    say(store, LEVEL_WARN, "%s; renamed to .damaged-<n> beside it, starting with an empty one",
-        error);
+    say_set_aside(store, error, number, "starting with an empty one");
     return OPEN_AGAIN;
 }
 
@@ -188,6 +214,19 @@ static enum open_step open_in_memory(struct qn_store *store, char *error, size_t
                                                                                        : OPEN_ERROR;
 }
 
+static int open_base_place(struct qn_store *store, char *error, size_t error_bytes)
+{
+    struct qn_place *place = &store->place;
+
+    if (qn_place_init_base(place, store->options.path, error, error_bytes) != QN_PLACE_EMPTY ||
+        qn_place_look(place, error, error_bytes) != QN_PLACE_FOUND ||
+        qn_db_open(place, &store->idle, error, error_bytes) != QN_OPEN_DONE) {
+        name_base(error);
+        return QN_STORE_ERROR;
+    }
+    return QN_STORE_OK;
+}
+
 static int open_place(struct qn_store *store, char *error, size_t error_bytes)
 {
     enum qn_place_status place =
@@ -208,8 +247,10 @@ static int open_place(struct qn_store *store, char *error, size_t error_bytes)
     return step == OPEN_DONE ? QN_STORE_OK : QN_STORE_ERROR;
 }
 
-int qn_store_open(const struct qn_store_options *options, struct qn_store **store, char *error,
-                  size_t error_bytes)
+typedef int open_function(struct qn_store *store, char *error, size_t error_bytes);
+
+static int open_store(const struct qn_store_options *options, open_function *open,
+                      struct qn_store **store, char *error, size_t error_bytes)
 {
     struct qn_store *made = calloc(1, sizeof *made);
 
@@ -222,7 +263,7 @@ int qn_store_open(const struct qn_store_options *options, struct qn_store **stor
     pthread_mutex_init(&made->mutex, NULL);
     pthread_cond_init(&made->given, NULL);
     qn_tally_init(&made->tally);
-    if (open_place(made, error, error_bytes)) {
+    if (open(made, error, error_bytes)) {
         qn_store_close(made);
         return QN_STORE_ERROR;
     }
@@ -230,6 +271,84 @@ int qn_store_open(const struct qn_store_options *options, struct qn_store **stor
         made->idle->store = made;
     *store = made;
     return QN_STORE_OK;
+}
+
+int qn_store_open_base(const struct qn_store_options *options, struct qn_store **store, char *error,
+                       size_t error_bytes)
+{
+    return open_store(options, open_base_place, store, error, error_bytes);
+}
+
+static int is_itself(const struct qn_store *store, const char *path)
+{
+    struct stat st;
+
+    return store->place.real && !stat(path, &st) && st.st_ino == store->place.inode &&
+           st.st_dev == store->place.device;
+}
+
+/* The next of a list; QN_STORE_OK with *base left alone for an empty name. */
+static int open_listed(struct qn_store *store, const char *path, struct qn_store **base,
+                       char *error, size_t error_bytes)
+{
+    struct qn_store_options options = store->options;
+
+    if (!*path)
+        return QN_STORE_OK;
+    if (is_itself(store, path)) {
+        snprintf(error, error_bytes, "base=%s: is the cache itself", path);
+        return QN_STORE_ERROR;
+    }
+    options.path = path;
+    return qn_store_open_base(&options, base, error, error_bytes);
+}
+
+/* Opens each of a list "A:B" and chains them behind the store. */
+static int open_bases(struct qn_store *store, const char *list, char *error, size_t error_bytes)
+{
+    struct qn_store **link = &store->base;
+
+    for (const char *at = list; at && *at; at += strspn(at, ":")) {
+        size_t length = strcspn(at, ":");
+        char *path = strndup(at, length);
+        if (!path) {
+            snprintf(error, error_bytes, "base=%s: out of memory", at);
+            return QN_STORE_ERROR;
+        }
+        at += length;
+        int status = open_listed(store, path, link, error, error_bytes);
+        free(path);
+        if (status)
+            return status;
+        if (*link)
+            link = &(*link)->base;
+    }
+    return QN_STORE_OK;
+}
+
+int qn_store_open(const struct qn_store_options *options, struct qn_store **store, char *error,
+                  size_t error_bytes)
+{
+    struct qn_store *made;
+
+    if (open_store(options, open_place, &made, error, error_bytes))
+        return QN_STORE_ERROR;
+    if (open_bases(made, options->base, error, error_bytes)) {
+        qn_store_close(made);
+        return QN_STORE_ERROR;
+    }
+    *store = made;
+    return QN_STORE_OK;
+}
+
+struct qn_store *qn_store_base(const struct qn_store *store)
+{
+    return store->base;
+}
+
+int qn_store_is_base(const struct qn_store *store)
+{
+    return store->place.is_base;
 }
 
 static void flush(struct qn_store *store)
@@ -244,12 +363,15 @@ void qn_store_close(struct qn_store *store)
     if (!store || store->pid != getpid())
         return;
     flush(store);
+    qn_lease_forget(store);
+    qn_store_close(store->base);
     while (store->idle) {
         struct qn_db *db = store->idle;
         store->idle = db->next;
         qn_db_close(db);
     }
     qn_tally_fini(&store->tally);
+    free(store->shunned);
     pthread_cond_destroy(&store->given);
     pthread_mutex_destroy(&store->mutex);
     qn_place_fini(&store->place);
@@ -267,6 +389,23 @@ int qn_store_is_writable(struct qn_store *store)
            store->pid == getpid();
 }
 
+int qn_store_is_full(const struct qn_store *store)
+{
+    return atomic_load(&store->is_full);
+}
+
+void qn_store_owe(struct qn_store *store, struct qn_lease *lease, struct qn_lease **next)
+{
+    *next = atomic_load(&store->owed);
+    while (!atomic_compare_exchange_weak(&store->owed, next, lease))
+        ;
+}
+
+struct qn_lease *qn_store_take_owed(struct qn_store *store)
+{
+    return atomic_exchange(&store->owed, NULL);
+}
+
 struct qn_tally *qn_store_tally(struct qn_store *store)
 {
     return &store->tally;
@@ -282,18 +421,20 @@ static int is_first(struct qn_store *store, enum warning warning)
 /* Set aside now, while it is known which file it was; opened afresh by whoever comes next. */
 static void break_off(struct qn_store *store, const char *message)
 {
-    int lock = -1;
+    char text[1024];
+    int lock = -1, number = 0;
 
     if (atomic_exchange(&store->is_broken, 1))
         return;
     if (store->place.real && !store->place.is_read_only)
         lock = qn_place_lock(&store->place, LOCK_TIMEOUT_S);
-    int is_moved = lock >= 0 && !qn_place_set_aside(&store->place);
-    if (lock >= 0)
+    if (lock >= 0) {
+        qn_place_set_aside(&store->place, &number);
         close(lock);
+    }
     atomic_fetch_or(&store->warned, WARNED_OTHER); /* what follows from it is not worth a line */
-    say(store, LEVEL_WARN, "cache=%s: is damaged (%s)%s; this process goes on without it",
-        store->place.path, message, is_moved ? ", renamed to .damaged-<n> beside it" : "");
+    snprintf(text, sizeof text, "cache=%s: is damaged (%s)", store->place.path, message);
+    say_set_aside(store, text, number, "this process reads and keeps nothing more in it");
 }
 
 static void failed(struct qn_store *store, int rc, const char *message)
@@ -307,6 +448,7 @@ static void failed(struct qn_store *store, int rc, const char *message)
     case SQLITE_FULL:
     case SQLITE_IOERR:
     case SQLITE_READONLY:
+        atomic_store(&store->is_full, 1);
         if (is_first(store, WARNED_WRITE))
             say(store, LEVEL_WARN, "cache=%s: cannot be written (%s); going on without keeping",
                 store->place.path, message);
@@ -318,21 +460,49 @@ static void failed(struct qn_store *store, int rc, const char *message)
     }
 }
 
+/* Of a row that is of no use. */
+static const char *what_becomes(const struct qn_store *store)
+{
+    return store->place.is_base ? "is passed over" : "will be made again";
+}
+
 void qn_store_damaged(struct qn_store *store, const char *table, const char *key)
 {
     atomic_fetch_add(&store->damaged, 1);
     if (is_first(store, WARNED_DAMAGE))
-        say(store, LEVEL_WARN, "cache=%s: the %s of key=%s is damaged and will be made again",
-            store->place.path, table, key);
+        say(store, LEVEL_WARN, "cache=%s: the %s of key=%s is damaged and %s", store->place.path,
+            table, key, what_becomes(store));
 }
 
 void qn_store_unloadable(struct qn_store *store, const char *key)
 {
     atomic_fetch_add(&store->damaged, 1);
     if (is_first(store, WARNED_LOAD))
-        say(store, LEVEL_WARN,
-            "cache=%s: the artifact of key=%s could not be loaded and will be made again",
-            store->place.path, key);
+        say(store, LEVEL_WARN, "cache=%s: the artifact of key=%s could not be loaded and %s",
+            store->place.path, key, what_becomes(store));
+}
+
+int qn_store_shun(struct qn_store *store, const char *blob_hash)
+{
+    pthread_mutex_lock(&store->mutex);
+    void *more = realloc(store->shunned, (store->shunned_count + 1) * sizeof *store->shunned);
+    if (more) {
+        store->shunned = more;
+        snprintf(store->shunned[store->shunned_count++], QN_KEY_HEX, "%s", blob_hash);
+    }
+    pthread_mutex_unlock(&store->mutex);
+    return more != NULL;
+}
+
+int qn_store_is_shunned(struct qn_store *store, const char *blob_hash)
+{
+    int is_shunned = 0;
+
+    pthread_mutex_lock(&store->mutex);
+    for (size_t i = 0; i < store->shunned_count && !is_shunned; i++)
+        is_shunned = !strcmp(store->shunned[i], blob_hash);
+    pthread_mutex_unlock(&store->mutex);
+    return is_shunned;
 }
 
 /* ---- Lending connections ---- */
@@ -388,7 +558,11 @@ struct qn_db *qn_db_take(struct qn_store *store, enum qn_access access)
     if (db)
         store->idle = db->next;
     pthread_mutex_unlock(&store->mutex);
-    return db ? db : open_another(store);
+    if (!db)
+        db = open_another(store);
+    if (db)
+        db->row_changes = sqlite3_total_changes(db->sqlite);
+    return db;
 }
 
 int qn_db_give(struct qn_db *db)
@@ -398,6 +572,8 @@ int qn_db_give(struct qn_db *db)
 
     if (rc)
         failed(store, rc, db->message);
+    else if (atomic_load(&store->is_full) && sqlite3_total_changes(db->sqlite) != db->row_changes)
+        atomic_store(&store->is_full, 0);
     db->rc = SQLITE_OK;
     db->message[0] = 0;
     pthread_mutex_lock(&store->mutex);
@@ -406,6 +582,18 @@ int qn_db_give(struct qn_db *db)
     pthread_cond_signal(&store->given);
     pthread_mutex_unlock(&store->mutex);
     return rc ? QN_STORE_MISS : QN_STORE_OK;
+}
+
+int qn_store_sync(struct qn_store *store)
+{
+    static const char sql[] = "PRAGMA wal_checkpoint(PASSIVE)";
+    struct qn_db *db = qn_store_is_writable(store) ? qn_db_take(store, QN_WRITE) : NULL;
+
+    if (!db)
+        return QN_STORE_MISS;
+    struct qn_query query = qn_query(db, sql);
+    qn_run(&query);
+    return qn_db_give(db);
 }
 
 /* ---- Inspection ---- */
@@ -449,6 +637,10 @@ int qn_store_counters(struct qn_store *store, struct qn_store_counters *counters
     }
     made.errors = atomic_load(&store->errors);
     made.damaged = atomic_load(&store->damaged);
+    for (struct qn_store *base = store->base; base; base = base->base) {
+        made.errors += atomic_load(&base->errors);
+        made.damaged += atomic_load(&base->damaged);
+    }
     *counters = made;
     return status;
 }

@@ -19,7 +19,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define QN_STORE_SCHEMA 1
+#define QN_STORE_SCHEMA 2
 #define QN_KEY_HEX 33 /* 32 digits and the terminator */
 
 enum qn_store_status { QN_STORE_OK = 0, QN_STORE_MISS = 1, QN_STORE_ERROR = -1 };
@@ -28,6 +28,7 @@ struct qn_store;
 
 struct qn_store_options {
     const char *path; /* "" : in memory, for this process only */
+    const char *base; /* files that are only read, "A:B", after this one, in order; NULL: none */
     /* level 1 warn, 2 info, 3 debug; may be NULL */
     void (*log)(void *user, int level, const char *line);
     void *user;
@@ -38,12 +39,27 @@ struct qn_store_options {
  * names cache=PATH and what is wrong: a folder, another user's, not readable, not a database, a
  * newer schema; or its folder is neither the user's nor root's, or others may write it and it has
  * no sticky bit (a group that has the user's number counts as his own). The file is then left as it
- * was. A file that may be read but not written is opened read-only, with one warning. */
+ * was. A file that may be read but not written is opened read-only, with one warning.
+ *
+ * A base may be root's as well, and written by a group that has the user's number, as installers
+ * leave files; it may be on a read-only file system. Nothing is ever written to it or made beside
+ * it. One that is missing, not a store, of another schema, or has rows in a -wal is
+ * QN_STORE_ERROR, and the line names base=PATH. A damaged row of it is a miss. Artifacts, tuned
+ * rows and their neighbours are looked for in the store, then in each base; what is written goes to
+ * the store, and so do counts of hits in bases. */
 int qn_store_open(const struct qn_store_options *options, struct qn_store **store, char *error,
                   size_t error_bytes);
 void qn_store_close(struct qn_store *store); /* NULL is allowed */
 const char *qn_store_path(const struct qn_store *store);
 int qn_store_is_writable(struct qn_store *store);
+/* Takes what was committed out of the -wal and into the file. QN_STORE_MISS: it has no room there,
+ * or the store cannot be written. */
+int qn_store_sync(struct qn_store *store);
+/* The first base of a store, the next one of a base; NULL: no more. Good for every read here. */
+struct qn_store *qn_store_base(const struct qn_store *store);
+/* A file that is only read, as a base is: QN_STORE_ERROR names base=PATH. */
+int qn_store_open_base(const struct qn_store_options *options, struct qn_store **store, char *error,
+                       size_t error_bytes);
 
 /* XXH3-128 of text as 32 hexadecimal digits. */
 void qn_key_hex(const void *text, size_t bytes, char hex[QN_KEY_HEX]);
@@ -67,8 +83,10 @@ struct qn_artifact {
 };
 void qn_artifact_fini(struct qn_artifact *artifact);
 
-/* The row of key text + compiler. compiler NULL: the newest row of that key text whatever compiled
- * it (`accept`, if not NULL, is asked about each, newest first: non-zero takes it). The XXH3 of
+/* The row of key text + compiler, of the store or of a base; else the newest of a base, whatever
+ * compiled it, since what was shipped is there to be run and not to be made again. compiler NULL:
+ * the newest row of that key text, of the first file that has one. Where the compiler is not asked
+ * for, `accept`, if not NULL, is asked about each row, newest first: non-zero takes it. The XXH3 of
  * text, compiler and blob is verified and text compared: a damaged row is set aside (deleted,
  * counted) and is a miss. A hit counts hits and last use (batched; must not write on the path of
  * every hit). */
@@ -83,7 +101,8 @@ int qn_artifact_find_again(struct qn_store *store, const char *text, const char 
 int qn_artifact_put(struct qn_store *store, const struct qn_artifact *artifact);
 /* For an artifact that was found and does not load: sets the row of its key + compiler aside
  * (deleted, counted as damaged, one warning), if it still holds this very blob. QN_STORE_MISS when
- * it does not, somebody having made it again, and when the store cannot be written. */
+ * it does not, somebody having made it again, and when the store cannot be written: this process
+ * then passes the row over. */
 int qn_artifact_drop(struct qn_store *store, const struct qn_artifact *artifact);
 
 /* ---- Tuned configs ---- */
@@ -99,10 +118,13 @@ struct qn_tuned {
     double time_us, spread_us;
     int64_t samples;
     char *digest;     /* of the templates it was measured on */
-    char *toolkit;    /* compiler, driver */
+    char *toolkit;    /* compiler, and a GPU's driver */
     char *profile;    /* device profile name */
     char *provenance; /* free text: version, clocks */
     int64_t created;
+    /* What an untuned call would have used, timed in turns with the winner; 0: not known. */
+    char *heuristic_variant, *heuristic_config;
+    double heuristic_us, heuristic_spread_us;
 };
 void qn_tuned_fini(struct qn_tuned *tuned);
 
@@ -141,6 +163,36 @@ int qn_trial_each(struct qn_store *store, const char *text, int64_t generation,
 int qn_miss_put(struct qn_store *store, const char *text, const char *spec_text,
                 const char *family);
 
+/* ---- Manifest: for which model and call an artifact is here ---- */
+
+struct qn_manifest {
+    char key[QN_KEY_HEX]; /* of the artifact */
+    char *target;
+    char *model;
+    char *rank;      /* "tp=8 ep=1" */
+    char *where;     /* "prefill", "decode" */
+    char *spec;      /* "gemm m=64 n=4096 ..." */
+    char *kind;      /* "built" or "tuned" */
+    char *toolkit;   /* what compiled it */
+    int64_t created; /* filled in by the store if 0; Unix seconds */
+};
+void qn_manifest_fini(struct qn_manifest *row);
+/* Replaces the row of the same key, target, model, rank, where and spec. */
+int qn_manifest_put(struct qn_store *store, const struct qn_manifest *row);
+/* Every row, by model, rank, where and spec. visit returns non-zero to end, and may call the
+ * store. */
+int qn_manifest_each(struct qn_store *store,
+                     int (*visit)(void *user, const struct qn_manifest *row), void *user);
+struct qn_miss {
+    char *text; /* tuned key text */
+    char *spec; /* of the bucket */
+    char *family;
+    int64_t count, first_seen, last_seen; /* Unix seconds */
+};
+/* In the order of their keys. QN_STORE_OK also when there was none, or visit ended it. */
+int qn_miss_each(struct qn_store *store, int (*visit)(void *user, const struct qn_miss *miss),
+                 void *user);
+
 /* ---- Leases: do a thing once across processes ---- */
 
 /* One process does the work named `name`; others wait for it. A holder is trusted while its process
@@ -162,18 +214,63 @@ void qn_lease_release(struct qn_lease *lease); /* NULL is allowed */
 int qn_meta_find(struct qn_store *store, const char *name, char **value);
 int qn_meta_put(struct qn_store *store, const char *name, const char *value);
 
+/* ---- Merging: from one store into another ---- */
+
+/* What is taken; a NULL is all. Tuned rows go by family only: their keys name no target. A model is
+ * what the manifest says. */
+struct qn_selection {
+    const char *family, *target, *model;
+};
+struct qn_merged {
+    int64_t artifacts, tuned, manifest;   /* taken */
+    int64_t artifacts_there, tuned_there; /* not taken: the same one, or a better one, is there */
+    int64_t damaged;                      /* not taken */
+};
+/* Artifacts whose hash holds are taken where there is none that holds. Of tuned rows of the same
+ * key, which the device profile is part of, the newest generation stays, and of one generation that
+ * of more samples. Rows of the manifest follow their artifacts. Trials, misses and counters stay
+ * where they are. QN_STORE_MISS: `from` could not be read or `to` not written to its end. */
+int qn_store_merge(struct qn_store *to, struct qn_store *from, const struct qn_selection *selection,
+                   struct qn_merged *merged);
+/* Its parts. Every artifact with its blob whose hash holds; the others are counted. */
+int qn_artifact_each_whole(struct qn_store *store, int64_t *damaged,
+                           int (*visit)(void *user, const struct qn_artifact *artifact),
+                           void *user);
+/* Inserts it with its time of creation, unless a sound row of its text and compiler is there.
+ * Counts no compile. */
+int qn_artifact_keep(struct qn_store *store, const struct qn_artifact *artifact, int *is_taken);
+int qn_tuned_merge(struct qn_store *store, const struct qn_tuned *tuned, int *is_taken);
+/* What compiled the newest row of a key, malloc'ed. QN_STORE_MISS: there is no row. */
+int qn_artifact_compiler(struct qn_store *store, const char *key, char **compiler);
+/* Is there a row of this key, target and model? target, model NULL: any. */
+int qn_manifest_has(struct qn_store *store, const char *key, const char *target, const char *model);
+
+/* ---- Giving room back ---- */
+
+struct qn_limits {
+    int64_t older_than_s; /* artifacts, trials and misses not used for so long go; 0: of any age */
+    int64_t bytes;        /* of the file, at most; 0: any */
+};
+struct qn_freed {
+    int64_t artifacts, trials, misses, bytes;
+};
+/* Pinned artifacts and tuned configs stay. The longest unused artifacts go first; a use is written
+ * when its process puts an artifact or closes the store. QN_STORE_MISS: the store cannot be
+ * written; *freed says what went until then. */
+int qn_store_gc(struct qn_store *store, const struct qn_limits *limits, struct qn_freed *freed);
+
 /* ---- Inspection ---- */
 
 struct qn_store_counters {
     int64_t artifacts, tuned, trials, misses_recorded, bytes;
     /* since creation, all processes; this process' are flushed first */
     int64_t compiles, hits, misses;
-    int64_t errors, damaged; /* this process */
+    int64_t errors, damaged; /* this process, bases included */
 };
 /* errors and damaged are set on QN_STORE_MISS too. */
 int qn_store_counters(struct qn_store *store, struct qn_store_counters *counters);
-/* Key prefix "" for all, of tuned rows every generation. Blobs are not loaded (blob NULL,
- * blob_bytes set). QN_STORE_OK also when there was no row, or visit ended it. */
+/* Key prefix "" for all, of tuned rows every generation. Sources and blobs are not loaded
+ * (NULL; blob_bytes set). QN_STORE_OK also when there was no row, or visit ended it. */
 int qn_artifact_each(struct qn_store *store, const char *key_prefix,
                      int (*visit)(void *user, const struct qn_artifact *artifact), void *user);
 int qn_tuned_list(struct qn_store *store, const char *key_prefix,

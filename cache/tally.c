@@ -68,7 +68,8 @@ void qn_tally_hit(struct qn_tally *tally, int64_t id)
 {
     pthread_mutex_lock(&tally->mutex);
     tally->pending.hits++;
-    add(&tally->pending, id, 1, time(NULL));
+    if (id)
+        add(&tally->pending, id, 1, time(NULL));
     pthread_mutex_unlock(&tally->mutex);
 }
 

@@ -25,7 +25,7 @@ struct qn_tally {
 
 void qn_tally_init(struct qn_tally *tally);
 void qn_tally_fini(struct qn_tally *tally);
-void qn_tally_hit(struct qn_tally *tally, int64_t id);
+void qn_tally_hit(struct qn_tally *tally, int64_t id); /* 0: a row of a base */
 void qn_tally_miss(struct qn_tally *tally);
 
 /* Writing, in three steps so that no lock is held while the disk is waited for: take what is
@@ -44,6 +44,11 @@ void qn_counter_add(struct qn_db *db, const char *name, int64_t value);
 struct qn_tally *qn_store_tally(struct qn_store *store);
 /* Counts a row that was set aside, and says so. */
 void qn_store_damaged(struct qn_store *store, const char *table, const char *key);
+int qn_store_is_base(const struct qn_store *store);
+/* The row of this hash is damaged or does not load, and cannot be deleted: this process passes it
+ * over. 0: no memory for it. */
+int qn_store_shun(struct qn_store *store, const char *blob_hash);
+int qn_store_is_shunned(struct qn_store *store, const char *blob_hash);
 /* The same for an artifact whose bytes are sound and of no use. */
 void qn_store_unloadable(struct qn_store *store, const char *key);
 

@@ -17,7 +17,8 @@
 /* The order of take_row(). */
 #define COLUMNS                                                                                    \
     "id, key, generation, text, group_text, family, variant, config, time_us, spread_us, "         \
-    "samples, digest, toolkit, profile, provenance, created"
+    "samples, digest, toolkit, profile, provenance, created, heuristic_variant, "                  \
+    "heuristic_config, heuristic_us, heuristic_spread_us"
 
 struct row {
     int64_t id;
@@ -35,6 +36,8 @@ void qn_tuned_fini(struct qn_tuned *tuned)
     free(tuned->toolkit);
     free(tuned->profile);
     free(tuned->provenance);
+    free(tuned->heuristic_variant);
+    free(tuned->heuristic_config);
     memset(tuned, 0, sizeof *tuned);
 }
 
@@ -58,6 +61,10 @@ static void take_row(struct qn_query *query, struct row *row)
     tuned->profile = qn_take_text(query);
     tuned->provenance = qn_take_text(query);
     tuned->created = qn_take_int(query);
+    tuned->heuristic_variant = qn_take_text(query);
+    tuned->heuristic_config = qn_take_text(query);
+    tuned->heuristic_us = qn_take_real(query);
+    tuned->heuristic_spread_us = qn_take_real(query);
 }
 
 /* ---- Finding ---- */
@@ -98,9 +105,9 @@ static int is_damaged(const struct row *row)
 static void remove_damaged(struct qn_store *store, const struct row *row)
 {
     static const char sql[] = "DELETE FROM tuned WHERE id = ?";
-    struct qn_db *db = qn_db_take(store, QN_WRITE);
 
     qn_store_damaged(store, "tuned config", row->tuned.key);
+    struct qn_db *db = qn_store_is_base(store) ? NULL : qn_db_take(store, QN_WRITE);
     if (!db)
         return;
     qn_db_begin(db);
@@ -112,7 +119,8 @@ static void remove_damaged(struct qn_store *store, const struct row *row)
     qn_db_give(db);
 }
 
-int qn_tuned_find(struct qn_store *store, const char *text, struct qn_tuned *tuned)
+/* In one file: the store itself, or a base. */
+static int find_in(struct qn_store *store, const char *text, struct qn_tuned *tuned)
 {
     struct qn_db *db = qn_db_take(store, QN_READ);
     struct row row = { 0 };
@@ -132,6 +140,14 @@ int qn_tuned_find(struct qn_store *store, const char *text, struct qn_tuned *tun
     return QN_STORE_MISS;
 }
 
+int qn_tuned_find(struct qn_store *store, const char *text, struct qn_tuned *tuned)
+{
+    for (; store; store = qn_store_base(store))
+        if (find_in(store, text, tuned) == QN_STORE_OK)
+            return QN_STORE_OK;
+    return QN_STORE_MISS;
+}
+
 /* ---- Putting ---- */
 
 static int64_t next_generation(struct qn_db *db, const char *key)
@@ -147,13 +163,29 @@ static int64_t next_generation(struct qn_db *db, const char *key)
     return generation;
 }
 
+/* The newest of the bases: a new tuning is newer than what it takes the place of. */
+static int64_t base_generation(struct qn_store *store, const char *text)
+{
+    int64_t newest = 0;
+
+    for (struct qn_store *base = qn_store_base(store); base; base = qn_store_base(base)) {
+        struct qn_tuned row;
+        if (find_in(base, text, &row) == QN_STORE_OK) {
+            newest = row.generation > newest ? row.generation : newest;
+            qn_tuned_fini(&row);
+        }
+    }
+    return newest;
+}
+
 static void insert(struct qn_db *db, const char *key, int64_t generation,
-                   const struct qn_tuned *tuned)
+                   const struct qn_tuned *tuned, int64_t created)
 {
     static const char sql[] =
         "INSERT OR IGNORE INTO tuned (key, generation, text, group_text, family, variant, config, "
-        "time_us, spread_us, samples, digest, toolkit, profile, provenance, created) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
+        "time_us, spread_us, samples, digest, toolkit, profile, provenance, created, "
+        "heuristic_variant, heuristic_config, heuristic_us, heuristic_spread_us) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)";
     struct qn_query query = qn_query(db, sql);
 
     qn_bind_text(&query, key);
@@ -170,12 +202,17 @@ static void insert(struct qn_db *db, const char *key, int64_t generation,
     qn_bind_text(&query, tuned->toolkit);
     qn_bind_text(&query, tuned->profile);
     qn_bind_text(&query, tuned->provenance);
-    qn_bind_int(&query, time(NULL));
+    qn_bind_int(&query, created);
+    qn_bind_text(&query, tuned->heuristic_variant);
+    qn_bind_text(&query, tuned->heuristic_config);
+    qn_bind_real(&query, tuned->heuristic_us);
+    qn_bind_real(&query, tuned->heuristic_spread_us);
     qn_run(&query);
 }
 
 int qn_tuned_put(struct qn_store *store, const struct qn_tuned *tuned, struct qn_tuned *winner)
 {
+    int64_t older = tuned->generation ? 0 : base_generation(store, tuned->text);
     struct qn_db *db = qn_db_take(store, QN_WRITE);
     struct row row = { 0 };
     char key[QN_KEY_HEX];
@@ -185,7 +222,9 @@ int qn_tuned_put(struct qn_store *store, const struct qn_tuned *tuned, struct qn
     qn_key_hex(tuned->text, strlen(tuned->text), key);
     qn_db_begin(db);
     int64_t generation = tuned->generation ? tuned->generation : next_generation(db, key);
-    insert(db, key, generation, tuned);
+    if (generation <= older)
+        generation = older + 1;
+    insert(db, key, generation, tuned, time(NULL));
     int is_stored = read_winner(db, key, tuned->text, generation, &row);
     qn_db_commit(db);
     is_stored = qn_db_give(db) == QN_STORE_OK && is_stored;
@@ -194,6 +233,32 @@ int qn_tuned_put(struct qn_store *store, const struct qn_tuned *tuned, struct qn
     else
         qn_tuned_fini(&row.tuned);
     return is_stored ? QN_STORE_OK : QN_STORE_MISS;
+}
+
+/* Of one key and device profile (which is part of the key) the newest generation stays, and of one
+ * generation that of more samples. */
+int qn_tuned_merge(struct qn_store *store, const struct qn_tuned *tuned, int *is_taken)
+{
+    static const char sql[] = "DELETE FROM tuned WHERE key = ? AND generation = ? AND samples < ?";
+    struct qn_db *db = qn_db_take(store, QN_WRITE);
+    char key[QN_KEY_HEX];
+
+    *is_taken = 0;
+    if (!db)
+        return QN_STORE_MISS;
+    qn_key_hex(tuned->text, strlen(tuned->text), key);
+    qn_db_begin(db);
+    if (tuned->generation >= next_generation(db, key) - 1 && !strcmp(key, tuned->key)) {
+        struct qn_query query = qn_query(db, sql);
+        qn_bind_text(&query, key);
+        qn_bind_int(&query, tuned->generation);
+        qn_bind_int(&query, tuned->samples);
+        qn_run(&query);
+        insert(db, key, tuned->generation, tuned, tuned->created);
+        *is_taken = qn_db_changes(db) > 0;
+    }
+    qn_db_commit(db);
+    return qn_db_give(db);
 }
 
 /* ---- Walking ---- */
@@ -231,13 +296,41 @@ static int walk(struct qn_store *store, const char *sql, const char *text, visit
     return status;
 }
 
+/* A walk of the store and then of each base: a key that a file before this one has is passed over,
+ * as find() would. */
+struct layer {
+    struct qn_store *store, *file;
+    visit_function *visit;
+    void *user;
+    int is_ended;
+};
+
+static int visit_uncovered(void *user, const struct qn_tuned *tuned)
+{
+    struct layer *layer = user;
+
+    for (struct qn_store *file = layer->store; file != layer->file; file = qn_store_base(file)) {
+        struct qn_tuned row;
+        if (find_in(file, tuned->text, &row) == QN_STORE_OK) {
+            qn_tuned_fini(&row);
+            return 0;
+        }
+    }
+    return layer->is_ended = layer->visit(layer->user, tuned);
+}
+
 int qn_tuned_each(struct qn_store *store, const char *group, visit_function *visit, void *user)
 {
     static const char sql[] =
         "SELECT " COLUMNS " FROM tuned AS t WHERE id > ?1 AND group_text = ?2 AND generation = "
         "(SELECT max(generation) FROM tuned WHERE key = t.key) ORDER BY id LIMIT 1";
 
-    return walk(store, sql, group, visit, user);
+    struct layer layer = { store, store, visit, user, 0 };
+    int status = walk(store, sql, group, visit_uncovered, &layer);
+
+    while (!layer.is_ended && (layer.file = qn_store_base(layer.file)))
+        walk(layer.file, sql, group, visit_uncovered, &layer);
+    return status;
 }
 
 int qn_tuned_list(struct qn_store *store, const char *key_prefix, visit_function *visit, void *user)

@@ -31,14 +31,14 @@ WARNING_FLAGS := $(if $(CI)$(WERROR),-Werror)
 
 # $(call library,name): shared, or with STATIC=1 the archive.
 library = $(foreach name,$1,$(if $(STATIC),-l:lib$(name).a,-l$(name)))
-LIBS := -Wl,--as-needed $(call library,sqlite3 xxhash) -fopenmp -ldl -lpthread -lm
+LIBS := -Wl,--as-needed $(call library,sqlite3 xxhash z) -fopenmp -ldl -lpthread -lm
 ifdef STATIC # a build that travels, with all but libc: libgomp.a suits no shared library
 LIBS += -Wl,-rpath,'$$ORIGIN:$$ORIGIN/..:$$ORIGIN/../..'
 TRAVELS := $(B)/libgomp.so.1
 $(TRAVELS): | $(B)/gen/
 	$(Q)cp $(shell $(CC) -print-file-name=libgomp.so.1) $@
 endif
-TOOL_LIBS := $(call library,jansson) -lm
+TOOL_LIBS := $(call library,jansson sqlite3) -lm
 CHECK_LIBS := $(call library,check subunit) -lrt
 
 DEFS := $(filter-out %_cases.def,$(wildcard templates/*/*.def))

@@ -236,14 +236,16 @@ enum quern_log_level { QUERN_LOG_OFF, QUERN_LOG_WARN, QUERN_LOG_INFO, QUERN_LOG_
 struct quern_options {
     size_t size;           /* sizeof(struct quern_options) */
     const char *cache;     /* file [QUERN_CACHE, else ~/.cache/quern/quern.db]; "" = memory only */
+    const char *base;      /* bundles that are only read, after the cache: "A:B" [QUERN_BASE] */
     const char *device;    /* "cpu", "cuda", "cuda:N" [cuda if usable, else cpu] */
     const char *mode;      /* "normal", "sealed" [QUERN_MODE]: sealed never compiles or tunes */
     const char *clang;     /* compiler [QUERN_CLANG, else clang-19, else clang on PATH] */
     const char *nvrtc;     /* libnvrtc's file [QUERN_NVRTC, else searched] */
     const char *templates; /* directory looked in before the embedded ones [QUERN_TEMPLATES] */
-    const char *profile;   /* name of a device profile to plan for [the device's own] */
+    const char *profile;   /* device profile to plan for, its name or file [the device's own] */
     const char *dump;      /* stage letters to log at debug level, as docs/CLI.md lists them */
     int threads;           /* that execute a CPU grid, at most 1024 [OMP_NUM_THREADS, else all] */
+    int makers;            /* that help a build to compile; -1: none [one a processor] */
     int log_level;         /* enum quern_log_level [QUERN_LOG=off|warn|info|debug, else warn] */
     void (*log)(void *user, int level, const char *line); /* NULL: nothing is said */
     void *user;                                           /* log's */
@@ -277,6 +279,11 @@ QUERN_API int quern_memory_copy(struct quern_context *ctx, void *to, const void 
 
 /* ---- Kernels ------------------------------------------------------------------------------- */
 
+/* Whom a bundle's kernel is for: a row of the manifest for each of its artifacts. */
+struct quern_origin {
+    const char *model, *rank, *where; /* "Qwen3MoeForCausalLM", "tp=8 ep=1", "qkv" */
+};
+
 /* What to build. Only spec must be set. arrays (array_count of the family, or NULL) give alignment:
  * without them every array counts as 16-byte aligned and dense. */
 struct quern_request {
@@ -287,6 +294,9 @@ struct quern_request {
     const char *config;  /* these choices, "bm=64,bn=128"; NULL: tuned, neighbour, heuristic */
     const char *target;  /* for quern_build(), quern_generate() and quern_cache_explain():
                             "cpu:x86-64-v3", "sm_90a"; NULL: the context's */
+    int rank;            /* for quern_build(): the candidate of this number, most promising first,
+                            with config NULL; MISS: there are fewer. 0: the config of choice */
+    const struct quern_origin *origin; /* for quern_build(); NULL: the manifest says nothing */
 };
 #define QUERN_REQUEST_INIT QUERN_INIT(struct quern_request)
 

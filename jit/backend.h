@@ -72,6 +72,9 @@ struct qn_backend {
      * run it when known. QUERN_NO_COMPILER says what is missing and how to get it. */
     int (*compiler)(struct qn_device *device, char *identity, size_t bytes,
                     struct quern_message *why);
+    /* ", driver 13.0": what runs the kernels, to be added to the compiler's identity. NULL: nothing
+     * that a machine's owner changes. */
+    void (*driver)(struct qn_device *device, char *text, size_t bytes);
     /* QUERN_COMPILE with result->log set, QUERN_NO_COMPILER, ... */
     int (*compile)(struct qn_device *device, const struct qn_compile_request *request,
                    struct qn_compile_result *result, struct quern_message *why);

@@ -18,6 +18,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "jit/candidate.h"
 #include "jit/device.h"
 #include "jit/plan.h"
 #include "jit/target.h"
@@ -26,6 +27,8 @@
 #define COMPILE_TIMEOUT_S 120.0
 #define LEASE_TIMEOUT_S 150.0
 #define LEASE_EXPIRY_S 30.0
+#define MAX_RANK 4096
+#define MAX_RELOADS 8
 
 struct build {
     struct quern_context *ctx;
@@ -41,6 +44,8 @@ struct build {
     struct qn_artifact artifacts[QUERN_MAX_STEPS];
     enum quern_artifact_from from[QUERN_MAX_STEPS];
     double compile_ms[QUERN_MAX_STEPS];
+    struct qn_artifact refused[MAX_RELOADS]; /* of the unit that is being loaded: they do not */
+    int refused_count;
     struct quern_kernel *kernel;
     pthread_mutex_t lock; /* log: units compile side by side */
     char *log;            /* a compiler's, after a failure */
@@ -135,30 +140,51 @@ static int accept_any(void *user, const struct qn_artifact *artifact)
     struct build *build = user;
     struct quern_target target;
     struct quern_message why;
+    for (int i = 0; i < build->refused_count; i++) {
+        const struct qn_artifact *refused = &build->refused[i];
+        if (refused->blob_bytes == artifact->blob_bytes &&
+            !memcmp(refused->blob, artifact->blob, artifact->blob_bytes))
+            return 0;
+    }
     return !qn_target_parse(artifact->target, &target, &why) &&
            !build->backend->accepts(build->device, &target, &why);
 }
 
-/* The local compiler's row; without a compiler, or sealed, the newest that runs here. */
+static int accept_none(void *user, const struct qn_artifact *artifact)
+{
+    (void)user, (void)artifact;
+    return 0;
+}
+
+/* The local compiler's row, else one of a base; without a compiler, or sealed, the newest. Of
+ * another compiler's rows only one that runs here. */
 static int find_artifact(struct build *build, int u, bool is_again)
 {
-    bool is_any = !build->compiler[0];
-    bool must_run = is_any && build->request->is_loaded;
+    const char *compiler = build->compiler[0] ? build->compiler : NULL;
+    int (*accept)(void *, const struct qn_artifact *) =
+        build->request->is_loaded ? accept_any : NULL;
+    if (compiler && build->request->is_local)
+        accept = accept_none;
     return (is_again ? qn_artifact_find_again : qn_artifact_find)(
-        build->ctx->store, build->units[u].key_text, is_any ? NULL : build->compiler,
-        must_run ? accept_any : NULL, build, &build->artifacts[u]);
+        build->ctx->store, build->units[u].key_text, compiler, accept, build, &build->artifacts[u]);
 }
 
 static int fail_sealed(struct build *build, int u)
 {
+    const char *cache = qn_store_path(build->ctx->store);
+    const char *base = qn_store_base(build->ctx->store) ? build->ctx->options.base : "";
+    bool has_both = *cache && *base;
     char hex[QN_KEY_HEX];
     qn_key_hex(build->units[u].key_text, strlen(build->units[u].key_text), hex);
     return qn_fail(build->ctx, QUERN_SEALED,
-                   "mode=sealed: artifact %s (%s, step %s, config %s %s) is not in cache=%s", hex,
+                   "mode=sealed: artifact %s (%s, step %s, config %s %s) is not in %s%s%s%s%s", hex,
                    build->kernel->report.bucket,
                    build->kernel->plan->steps[build->units[u].first_step].name,
                    build->kernel->report.variant, build->kernel->report.config,
-                   qn_store_path(build->ctx->store));
+                   *cache   ? "cache="
+                   : !*base ? "the cache (in memory)"
+                            : "",
+                   cache, has_both ? " nor in " : "", *base ? "base=" : "", base);
 }
 
 static char *text_dup(const char *text)
@@ -310,6 +336,8 @@ static int make_artifacts(struct build *build, const int *missing, int count)
     struct making makings[QUERN_MAX_STEPS];
     atomic_int *makers = &build->ctx->makers;
     int thread_count = 0, status = QUERN_OK;
+    if (build->request->is_loaded)
+        qn_bases_tell(build->ctx);
     while (thread_count < count - 1 && atomic_fetch_add(makers, 1) < build->ctx->max_makers) {
         struct making *making = &makings[thread_count];
         *making = (struct making){ .build = build, .unit = missing[count - 1 - thread_count] };
@@ -366,26 +394,54 @@ static int load_unit(struct build *build, int u, double *load_ms)
     return status ? qn_fail_why(build->ctx, status, &why) : QUERN_OK;
 }
 
-/* A stored artifact that does not load, whatever its hash says, is set aside and made again, if
- * that can be. Why it did not load is what the caller reads, unless the new one has a reason
- * itself. */
+/* Another artifact for one that was stored and does not load, whatever its hash says. With a
+ * compiler the row is set aside, or passed over where it is a base's, and made again if no other
+ * file has one. Without one, or sealed, every row stays, since another machine's driver may take
+ * it, and the next older one is tried. */
+static int replace_artifact(struct build *build, int u)
+{
+    struct qn_artifact *artifact = &build->artifacts[u];
+    int status;
+    if (build->compiler[0]) {
+        qn_artifact_drop(build->ctx->store, artifact);
+        qn_artifact_fini(artifact);
+        status = get_artifact(build, u);
+        if (status)
+            qn_log(build->ctx, QUERN_LOG_WARN, "%s", quern_errmsg(build->ctx));
+        return status;
+    }
+    build->refused[build->refused_count++] = *artifact;
+    *artifact = (struct qn_artifact){ 0 };
+    return find_artifact(build, u, true) == QN_STORE_OK ? QUERN_OK : QUERN_LOAD;
+}
+
+static void refused_fini(struct build *build)
+{
+    while (build->refused_count)
+        qn_artifact_fini(&build->refused[--build->refused_count]);
+}
+
+/* The caller reads why the first one did not load, unless the last has a reason itself. */
 static int reload_unit(struct build *build, int u, double *load_ms)
 {
     struct quern_kernel *kernel = build->kernel;
     struct quern_message first;
-    if (!build->compiler[0])
-        return QUERN_LOAD;
+    int status = QUERN_LOAD;
     quern_refuse(&first, "%s", quern_errmsg(build->ctx));
-    if (kernel->modules[u])
-        build->backend->unload(build->device, kernel->modules[u]);
-    kernel->modules[u] = NULL;
-    qn_artifact_drop(build->ctx->store, &build->artifacts[u]);
-    qn_artifact_fini(&build->artifacts[u]);
-    if (get_artifact(build, u)) {
-        qn_log(build->ctx, QUERN_LOG_WARN, "%s", quern_errmsg(build->ctx));
-        return qn_fail_why(build->ctx, QUERN_LOAD, &first);
+    for (int i = 0; i < MAX_RELOADS && status == QUERN_LOAD; i++) {
+        if (kernel->modules[u])
+            build->backend->unload(build->device, kernel->modules[u]);
+        kernel->modules[u] = NULL;
+        if (replace_artifact(build, u)) {
+            status = qn_fail_why(build->ctx, QUERN_LOAD, &first);
+            break;
+        }
+        status = load_unit(build, u, load_ms);
+        if (build->from[u] == QUERN_FROM_COMPILER)
+            break;
     }
-    return load_unit(build, u, load_ms);
+    refused_fini(build);
+    return status;
 }
 
 static int stage_load(struct build *build, double load_ms[QUERN_MAX_STEPS])
@@ -464,7 +520,8 @@ static void build_fini(struct build *build)
     free(build->log);
 }
 
-/* A bucket served by a config that was not tuned for it: what a sweep will want to know. */
+/* A bucket served by a config that was not tuned for it: what a sweep will want to know. Who only
+ * builds is not served. */
 static void record_miss(struct build *build)
 {
     const struct quern_report *report = &build->kernel->report;
@@ -488,16 +545,19 @@ static void hand_over_log(struct build *build, char **log)
     }
 }
 
-int qn_build(struct quern_context *ctx, const struct qn_build_request *request,
-             struct quern_kernel **kernel, char **log)
+/* What is chosen without the tuned rows of `files` files, to its end. *from: where it came from. */
+static int build_choice(struct quern_context *ctx, const struct qn_build_request *request,
+                        int files, struct quern_kernel **kernel, char **log,
+                        enum quern_config_from *from)
 {
     double start = qn_now_ms(), load_ms[QUERN_MAX_STEPS] = { 0 };
-    struct qn_choice choice;
+    struct qn_choice choice = { .from = QUERN_CONFIG_GIVEN };
     struct build build;
 
     int status = build_init(&build, ctx, request);
     if (!status)
-        status = qn_choose(ctx, request, &choice);
+        status = qn_choose_without(ctx, request, files, &choice);
+    *from = choice.from;
     if (!status)
         status = stage_plan(&build, &choice);
     if (!status)
@@ -508,7 +568,8 @@ int qn_build(struct quern_context *ctx, const struct qn_build_request *request,
         status = stage_load(&build, load_ms);
     if (!status) {
         report_steps(&build, load_ms);
-        record_miss(&build);
+        if (request->is_loaded)
+            record_miss(&build);
         build.kernel->report.first_call_ms = qn_now_ms() - start;
         *kernel = build.kernel;
         build.kernel = NULL;
@@ -516,6 +577,27 @@ int qn_build(struct quern_context *ctx, const struct qn_build_request *request,
     hand_over_log(&build, log);
     build_fini(&build);
     return status;
+}
+
+/* Sealed, a winner whose kernel is nowhere is no reason to fail while another config's is here: a
+ * cache that outlived an update has winners that the new bundle knows nothing of. The caller reads
+ * what the best choice lacks. */
+int qn_build(struct quern_context *ctx, const struct qn_build_request *request,
+             struct quern_kernel **kernel, char **log)
+{
+    enum quern_config_from from;
+    char first[1024];
+    int status = build_choice(ctx, request, 0, kernel, log, &from);
+    if (status != QUERN_SEALED)
+        return status;
+    snprintf(first, sizeof(first), "%s", quern_errmsg(ctx));
+    for (int files = 1;
+         status == QUERN_SEALED && (from == QUERN_CONFIG_TUNED || from == QUERN_CONFIG_NEIGHBOUR);
+         files++)
+        status = build_choice(ctx, request, files, kernel, log, &from);
+    if (status == QUERN_OK)
+        qn_log(ctx, QUERN_LOG_INFO, "another config serves: %s", first);
+    return status == QUERN_SEALED ? qn_fail(ctx, status, "%s", first) : status;
 }
 
 void qn_kernel_destroy(struct quern_context *ctx, struct quern_kernel *kernel)
@@ -553,6 +635,33 @@ int qn_target_of(struct quern_context *ctx, const struct quern_request *request,
     return qn_profile_for(ctx, target, profile);
 }
 
+/* The candidate of request->rank, as the build's variant and config; they point into *candidate. */
+static int name_candidate(struct quern_context *ctx, const struct quern_request *request,
+                          struct qn_build_request *build, struct qn_candidate *candidate)
+{
+    struct qn_candidates candidates;
+    char *text, *group;
+    if (request->rank < 0 || request->rank > MAX_RANK || request->config)
+        return qn_fail(ctx, QUERN_INVALID,
+                       "request.rank=%d: must be 0 to %d, and 0 with request.config", request->rank,
+                       MAX_RANK);
+    if (qn_tuned_key(build->bucket, build->profile, &text, &group))
+        return qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
+    int status = qn_candidates_list(&candidates, ctx, build, group, request->rank + 1);
+    if (!status && candidates.count <= request->rank)
+        status = qn_fail(ctx, QUERN_MISS, "request.rank=%d: must be below %d: there are no more",
+                         request->rank, candidates.count);
+    if (!status) {
+        *candidate = candidates.list[request->rank];
+        build->variant = candidate->variant->name;
+        build->config = candidate->text;
+    }
+    qn_candidates_fini(&candidates, ctx);
+    free(text);
+    free(group);
+    return status;
+}
+
 int quern_build(struct quern_context *ctx, const struct quern_request *request,
                 struct quern_report *report)
 {
@@ -564,12 +673,15 @@ int quern_build(struct quern_context *ctx, const struct quern_request *request,
     QN_TRY(qn_require(ctx, "report", report));
     QN_TRY(qn_target_of(ctx, request, &target, &profile));
     qn_bucket_make(request->spec, request->arrays, &bucket);
-    const struct qn_build_request build = { &bucket,          &target,         &profile,
-                                            request->variant, request->config, false };
+    struct qn_build_request build = { &bucket,         &target, &profile, request->variant,
+                                      request->config, false,   false };
+    struct qn_candidate candidate;
+    if (request->rank)
+        QN_TRY(name_candidate(ctx, request, &build, &candidate));
     QN_TRY(qn_build(ctx, &build, &kernel, NULL));
     *report = kernel->report;
     qn_kernel_destroy(ctx, kernel);
-    return QUERN_OK;
+    return request->origin ? qn_origin_note(ctx, request->origin, &build, report) : QUERN_OK;
 }
 
 /* Choose, plan and emit: what a build does before it needs an artifact. */
@@ -594,8 +706,8 @@ int quern_generate(struct quern_context *ctx, const struct quern_request *reques
     QN_TRY(qn_require(ctx, "text", text));
     QN_TRY(qn_target_of(ctx, request, &target, &profile));
     qn_bucket_make(request->spec, request->arrays, &bucket);
-    const struct qn_build_request inner = { &bucket,          &target,         &profile,
-                                            request->variant, request->config, false };
+    const struct qn_build_request inner = { &bucket,         &target, &profile, request->variant,
+                                            request->config, false,   false };
     int status = emit_only(&build, ctx, &inner);
     for (int u = 0; !status && u < build.unit_count; u++)
         qn_text_append(&out, build.units[u].source, build.units[u].source_bytes);

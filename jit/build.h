@@ -11,6 +11,7 @@ struct qn_build_request {
     const char *variant;                 /* NULL: any */
     const char *config;                  /* text; NULL: tuned, neighbour, heuristic */
     bool is_loaded;                      /* false: into the store only */
+    bool is_local; /* of no other compiler, where there is one here: a tuning measures its own */
 };
 
 /* request->target, else the device's own, and what to plan with for it. */
@@ -31,6 +32,14 @@ int qn_unit_keys(struct quern_context *ctx, const struct qn_build_request *reque
 /* The digest that the request's kernel would have, without building it. */
 int qn_build_digest(struct quern_context *ctx, const struct qn_build_request *request,
                     char digest[QN_KEY_HEX]);
+
+/* origin.c: a row of the manifest for each artifact of what was built for `request`. */
+int qn_origin_note(struct quern_context *ctx, const struct quern_origin *origin,
+                   const struct qn_build_request *request, const struct quern_report *report);
+
+/* inspect.c: a warning for each base that has kernels for devices of this kind and none for this
+ * one, once a context: called where the device misses one, it costs those that hit nothing. */
+void qn_bases_tell(struct quern_context *ctx);
 
 /* A distinct artifact of a plan: its source and key. */
 struct qn_unit {
@@ -55,6 +64,9 @@ struct qn_choice {
 };
 int qn_choose(struct quern_context *ctx, const struct qn_build_request *request,
               struct qn_choice *choice);
+/* Without the tuned rows of the first `files` files: of the cache, then of its bases. */
+int qn_choose_without(struct quern_context *ctx, const struct qn_build_request *request, int files,
+                      struct qn_choice *choice);
 
 /* The request's problem, as variants take it. */
 struct quern_problem qn_problem_of(const struct qn_build_request *request);

@@ -140,19 +140,20 @@ static void add_lists(struct gathering *gathering)
         free(configs[v]);
 }
 
-int qn_candidates_init(struct qn_candidates *candidates, struct quern_context *ctx,
-                       const struct qn_bucket *bucket, const char *variant, const char *group,
-                       int limit)
+int qn_candidates_list(struct qn_candidates *candidates, struct quern_context *ctx,
+                       const struct qn_build_request *request, const char *group, int limit)
 {
+    const struct qn_bucket *bucket = request->bucket;
     struct gathering gathering = {
-        .request = { bucket, &ctx->target, &ctx->profile, variant, NULL, false },
+        .request = *request,
+        .problem = qn_problem_of(request),
         .candidates = candidates,
         .limit = limit,
     };
-    gathering.problem = qn_problem_of(&gathering.request);
+    gathering.request.config = NULL;
     memset(candidates, 0, sizeof(*candidates));
-    if (variant && !qn_variant_find(bucket->spec.family, variant))
-        return qn_fail(ctx, QUERN_INVALID, "variant=%s: %s has no such variant", variant,
+    if (request->variant && !qn_variant_find(bucket->spec.family, request->variant))
+        return qn_fail(ctx, QUERN_INVALID, "variant=%s: %s has no such variant", request->variant,
                        bucket->spec.family->name);
     add_heuristics(&gathering);
     if (!candidates->count && !gathering.is_out_of_memory)
@@ -164,6 +165,15 @@ int qn_candidates_init(struct qn_candidates *candidates, struct quern_context *c
         return QUERN_OK;
     qn_candidates_fini(candidates, ctx);
     return qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
+}
+
+int qn_candidates_init(struct qn_candidates *candidates, struct quern_context *ctx,
+                       const struct qn_bucket *bucket, const char *variant, const char *group,
+                       int limit)
+{
+    const struct qn_build_request request = { bucket, &ctx->target, &ctx->profile, variant,
+                                              NULL,   false,        false };
+    return qn_candidates_list(candidates, ctx, &request, group, limit);
 }
 
 void qn_candidates_fini(struct qn_candidates *candidates, struct quern_context *ctx)
@@ -193,9 +203,15 @@ static struct qn_build_request request_of(const struct qn_candidate *candidate,
                                           const struct quern_context *ctx,
                                           const struct qn_bucket *bucket)
 {
-    return (struct qn_build_request){ bucket,          &ctx->target,
-                                      &ctx->profile,   candidate->variant->name,
-                                      candidate->text, true };
+    return (struct qn_build_request){
+        .bucket = bucket,
+        .target = &ctx->target,
+        .profile = &ctx->profile,
+        .variant = candidate->variant->name,
+        .config = candidate->text,
+        .is_loaded = true,
+        .is_local = true,
+    };
 }
 
 static int64_t spills_of(const struct quern_kernel *kernel)

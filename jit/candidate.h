@@ -33,6 +33,9 @@ struct qn_candidates {
 int qn_candidates_init(struct qn_candidates *candidates, struct quern_context *ctx,
                        const struct qn_bucket *bucket, const char *variant, const char *group,
                        int limit);
+/* The same for another target: request's variant may be NULL, its config is not looked at. */
+int qn_candidates_list(struct qn_candidates *candidates, struct quern_context *ctx,
+                       const struct qn_build_request *request, const char *group, int limit);
 void qn_candidates_fini(struct qn_candidates *candidates, struct quern_context *ctx);
 
 /* Build one in the calling thread, unless it is built: kernel, or outcome. */

@@ -6,6 +6,9 @@
  *   4. heuristic  the first variant that supports the problem, by its own model
  * What comes from text, also from the store, must pass bounds and the variant's legality; a stored
  * row that does not is passed over.
+ *
+ * Sealed, a choice without a kernel is followed by the next: without the cache's tuned rows, then
+ * without the first base's, and so on to the heuristic's (qn_build()).
  */
 #include <math.h>
 #include <stdio.h>
@@ -197,24 +200,42 @@ static int visit_neighbour(void *user, const struct qn_tuned *row)
     return 0;
 }
 
-static int choose_stored(struct quern_context *ctx, const struct qn_build_request *request,
-                         struct qn_choice *choice)
+/* The winner of `text`; of a row that is not legal the next file's. */
+static int choose_winner(struct quern_context *ctx, const struct qn_build_request *request,
+                         struct qn_store *file, const char *text, struct qn_choice *choice)
 {
-    struct search search = { request, choice, NEIGHBOUR_REACH, false };
     struct qn_tuned row;
-    char *text = NULL, *group = NULL;
     int status = QUERN_MISS;
-    if (qn_tuned_key(request->bucket, request->profile, &text, &group))
-        return QUERN_MISS; /* out of memory: the heuristic still serves */
-    if (qn_winner_find(ctx, text, &row) == QN_STORE_OK) {
+    for (; file && status; file = qn_store_base(file)) {
+        int found =
+            file == ctx->store ? qn_winner_find(ctx, text, &row) : qn_tuned_find(file, text, &row);
+        if (found != QN_STORE_OK)
+            return QUERN_MISS;
         status = choose_row(request, &row, choice);
         choice->from = QUERN_CONFIG_TUNED;
         if (status)
             qn_log(ctx, QUERN_LOG_INFO, "tuned row %s is not legal here: passed over", row.key);
         qn_tuned_fini(&row);
     }
+    return status;
+}
+
+static int choose_stored(struct quern_context *ctx, const struct qn_build_request *request,
+                         int files, struct qn_choice *choice)
+{
+    struct search search = { request, choice, NEIGHBOUR_REACH, false };
+    struct qn_store *file = ctx->store;
+    char *text = NULL, *group = NULL;
+    for (int i = 0; i < files && file; i++)
+        file = qn_store_base(file);
+    if (!file || qn_tuned_key(request->bucket, request->profile, &text, &group))
+        return QUERN_MISS; /* out of memory, too: the heuristic still serves */
+    int status = choose_winner(ctx, request, file, text, choice);
     if (status) {
-        qn_winner_each(ctx, group, visit_neighbour, &search);
+        if (file == ctx->store)
+            qn_winner_each(ctx, group, visit_neighbour, &search);
+        else
+            qn_tuned_each(file, group, visit_neighbour, &search);
         if (search.is_found) {
             choice->from = QUERN_CONFIG_NEIGHBOUR;
             status = QUERN_OK;
@@ -225,8 +246,8 @@ static int choose_stored(struct quern_context *ctx, const struct qn_build_reques
     return status;
 }
 
-int qn_choose(struct quern_context *ctx, const struct qn_build_request *request,
-              struct qn_choice *choice)
+int qn_choose_without(struct quern_context *ctx, const struct qn_build_request *request, int files,
+                      struct qn_choice *choice)
 {
     const struct quern_problem problem = qn_problem_of(request);
     const struct quern_variant *variant;
@@ -238,7 +259,7 @@ int qn_choose(struct quern_context *ctx, const struct qn_build_request *request,
         int status = qn_config_for(request, variant, request->config, choice->config, &why);
         return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
     }
-    if (choose_stored(ctx, request, choice) == QUERN_OK)
+    if (choose_stored(ctx, request, files, choice) == QUERN_OK)
         return QUERN_OK;
     choice->variant = variant;
     choice->from = QUERN_CONFIG_HEURISTIC;
@@ -247,4 +268,10 @@ int qn_choose(struct quern_context *ctx, const struct qn_build_request *request,
         return qn_fail(ctx, QUERN_INTERNAL, "variant=%s: its heuristic's config is not legal: %s",
                        variant->name, why.text);
     return QUERN_OK;
+}
+
+int qn_choose(struct quern_context *ctx, const struct qn_build_request *request,
+              struct qn_choice *choice)
+{
+    return qn_choose_without(ctx, request, 0, choice);
 }

@@ -171,6 +171,7 @@ static int options_read_texts(struct quern_context *ctx)
         { &ctx->options.mode, "QUERN_MODE" },   { &ctx->options.clang, "QUERN_CLANG" },
         { &ctx->options.nvrtc, "QUERN_NVRTC" }, { &ctx->options.templates, "QUERN_TEMPLATES" },
         { &ctx->options.profile, NULL },        { &ctx->options.dump, NULL },
+        { &ctx->options.base, "QUERN_BASE" },
     };
     for (size_t i = 0; i < sizeof(list) / sizeof(list[0]); i++) {
         const char *text = *list[i].text;
@@ -187,8 +188,13 @@ static int options_read_cache(struct quern_context *ctx)
 {
     if (ctx->options.cache)
         return QUERN_OK;
-    const char *home = getenv("HOME");
-    if (!home || !*home)
+    const char *home = getenv("HOME"), *base = ctx->options.base;
+    bool has_home = home && *home;
+    if (!has_home && ctx->is_sealed && base && *base) { /* nothing would be written anyway */
+        ctx->options.cache = ctx->owned_cache = strdup("");
+        return ctx->options.cache ? QUERN_OK : qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
+    }
+    if (!has_home)
         return qn_fail(ctx, QUERN_INVALID,
                        "cache: neither QUERN_CACHE nor HOME is set; name a file, or \"\" for none");
     char path[4096];
@@ -206,7 +212,8 @@ static int options_read_words(struct quern_context *ctx)
 
     if (strcmp(mode, "normal") && strcmp(mode, "sealed"))
         return qn_fail(ctx, QUERN_INVALID, "mode=%s: must be normal or sealed", mode);
-    ctx->max_makers = (int)sysconf(_SC_NPROCESSORS_ONLN);
+    ctx->max_makers =
+        ctx->options.makers ? ctx->options.makers : (int)sysconf(_SC_NPROCESSORS_ONLN);
     ctx->is_sealed = !strcmp(mode, "sealed");
     if (ctx->options.log_level)
         return QUERN_OK;
@@ -257,8 +264,8 @@ static int options_read(struct quern_context *ctx, const struct quern_options *o
     if (options)
         ctx->options = *options;
     QN_TRY(options_read_texts(ctx));
-    QN_TRY(options_read_cache(ctx));
     QN_TRY(options_read_words(ctx));
+    QN_TRY(options_read_cache(ctx));
     QN_TRY(options_read_check(ctx));
     QN_TRY(options_check_templates(ctx));
     QN_TRY(options_check_dump(ctx));
@@ -274,7 +281,9 @@ static int options_read(struct quern_context *ctx, const struct quern_options *o
 
 static int store_open(struct quern_context *ctx)
 {
-    const struct qn_store_options options = { ctx->options.cache, log_line, ctx };
+    const struct qn_store_options options = {
+        .path = ctx->options.cache, .base = ctx->options.base, .log = log_line, .user = ctx
+    };
     char error[1024];
     if (qn_store_open(&options, &ctx->store, error, sizeof(error)))
         return qn_fail(ctx, QUERN_STORE, "%s", error);

@@ -77,8 +77,10 @@ struct quern_context {
     int ordinal;                                  /* the device's number; 0 for the CPU */
     struct qn_device *compilers[QN_DEVICE_KINDS]; /* other kinds, opened to compile only */
     struct quern_target target;
+    struct quern_profile named;   /* what options.profile says, read once; unset without it */
     struct quern_profile profile; /* what is planned with for the device: its own or options' */
     struct qn_store *store;
+    atomic_bool has_told_of_bases; /* qn_bases_tell() */
 
     pthread_mutex_t lock; /* families, kernels */
     const struct quern_family *families[QN_MAX_FAMILIES];
@@ -94,7 +96,7 @@ struct quern_context {
     struct qn_winner *_Atomic winners; /* that the store would not take: winners.c */
 
     pthread_key_t thread_key;
-    char *owned[8], *owned_cache; /* copies behind options' texts */
+    char *owned[9], *owned_cache; /* copies behind options' texts */
 };
 
 /* The calling thread's part; NULL when memory ran out. */

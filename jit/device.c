@@ -134,10 +134,8 @@ static int refuse_profile(struct quern_context *ctx, const struct quern_profile 
 int qn_profile_for(struct quern_context *ctx, const struct quern_target *target,
                    struct quern_profile *profile)
 {
-    struct quern_message why;
     if (ctx->options.profile) {
-        if (qn_profile_find(ctx->options.profile, profile, &why))
-            return qn_fail_why(ctx, QUERN_INVALID, &why);
+        *profile = ctx->named;
         return is_fitting(profile, target) ? QUERN_OK : refuse_profile(ctx, profile, target);
     }
     if (target->kind == ctx->target.kind && target->sm == ctx->target.sm)
@@ -150,14 +148,13 @@ int qn_profile_for(struct quern_context *ctx, const struct quern_target *target,
 /* A named profile that does not fit the device may be meant for another target. */
 static int profile_choose(struct quern_context *ctx)
 {
-    struct quern_profile named;
     struct quern_message why;
     if (!ctx->options.profile)
         return QUERN_OK;
-    if (qn_profile_find(ctx->options.profile, &named, &why))
+    if (qn_profile_get(ctx->options.profile, &ctx->named, &why))
         return qn_fail_why(ctx, QUERN_INVALID, &why);
-    if (is_fitting(&named, &ctx->target))
-        ctx->profile = named;
+    if (is_fitting(&ctx->named, &ctx->target))
+        ctx->profile = ctx->named;
     return QUERN_OK;
 }
 

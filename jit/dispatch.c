@@ -127,7 +127,8 @@ static int build_bucket(struct quern_context *ctx, const struct qn_bucket *bucke
         return QUERN_OK;
     QN_TRY(check_capture(ctx, bucket, call));
     QN_TRY(qn_profile_for(ctx, &ctx->target, &profile));
-    const struct qn_build_request request = { bucket, &ctx->target, &profile, NULL, NULL, true };
+    const struct qn_build_request request = { bucket, &ctx->target, &profile, NULL,
+                                              NULL,   true,         false };
     QN_TRY(qn_build(ctx, &request, &built, NULL));
     *kernel = table_put(ctx, built, hash, epoch);
     return QUERN_OK;
@@ -213,8 +214,9 @@ static int prepare_given(struct quern_context *ctx, const struct quern_request *
     struct quern_kernel *found;
     QN_TRY(qn_profile_for(ctx, &ctx->target, &profile));
     qn_bucket_make(request->spec, request->arrays, &bucket);
-    const struct qn_build_request build = { &bucket,          &ctx->target,    &profile,
-                                            request->variant, request->config, true };
+    const struct qn_build_request build = {
+        &bucket, &ctx->target, &profile, request->variant, request->config, true, false
+    };
     QN_TRY(qn_choose(ctx, &build, &choice));
     pthread_mutex_lock(&ctx->lock);
     found = given_find(ctx, &bucket, &choice);

@@ -42,8 +42,17 @@ int quern_cache_verify(struct quern_context *ctx, int64_t *checked, int64_t *dam
 {
     QN_TRY(qn_require(ctx, "checked", checked));
     QN_TRY(qn_require(ctx, "damaged", damaged));
-    if (qn_store_verify(ctx->store, checked, damaged) != QN_STORE_OK)
-        return qn_fail(ctx, QUERN_STORE, "cache=%s: cannot be read", qn_store_path(ctx->store));
+    int64_t rows = 0, bad = 0;
+    for (struct qn_store *file = ctx->store; file; file = qn_store_base(file)) {
+        int64_t more_rows, more_bad;
+        if (qn_store_verify(file, &more_rows, &more_bad) != QN_STORE_OK)
+            return qn_fail(ctx, QUERN_STORE, "%s=%s: cannot be read",
+                           file == ctx->store ? "cache" : "base", qn_store_path(file));
+        rows += more_rows;
+        bad += more_bad;
+    }
+    *checked = rows;
+    *damaged = bad;
     return QUERN_OK;
 }
 
@@ -112,6 +121,34 @@ int quern_cache_list(struct quern_context *ctx, quern_cache_visit *visit, void *
     struct listing listing = { visit, user, 0, 0 };
     QN_TRY(qn_require(ctx, "visit", (const void *)(uintptr_t)visit));
     return visit_rows(ctx, "", &listing);
+}
+
+struct miss_listing {
+    int (*visit)(void *user, const struct quern_cache_miss *miss);
+    void *user;
+    int ended;
+};
+
+static int visit_miss(void *user, const struct qn_miss *miss)
+{
+    struct miss_listing *listing = user;
+    char profile[128] = "";
+    const char *line = strstr(miss->text, "\nprofile=");
+    if (line)
+        snprintf(profile, sizeof(profile), "%.*s", (int)strcspn(line + 9, "\n"), line + 9);
+    const struct quern_cache_miss row = { miss->spec, profile, miss->count, miss->first_seen,
+                                          miss->last_seen };
+    return listing->ended = listing->visit(listing->user, &row);
+}
+
+int quern_cache_misses(struct quern_context *ctx,
+                       int (*visit)(void *user, const struct quern_cache_miss *miss), void *user)
+{
+    struct miss_listing listing = { visit, user, 0 };
+    QN_TRY(qn_require(ctx, "visit", (const void *)(uintptr_t)visit));
+    if (qn_miss_each(ctx->store, visit_miss, &listing) != QN_STORE_OK)
+        return qn_fail(ctx, QUERN_STORE, "cache=%s: cannot be read", qn_store_path(ctx->store));
+    return listing.ended;
 }
 
 int quern_cache_show(struct quern_context *ctx, const char *prefix, quern_cache_visit *visit,
@@ -318,10 +355,12 @@ static int explain_key(struct quern_context *ctx, const char *table, const char 
     struct quern_cache_difference difference = { .table = table, .key = hex };
     if (key_lines_init(&nearest.wanted, text))
         return qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
-    if (is_tuned)
-        qn_tuned_list(ctx->store, "", offer_tuned, &nearest);
-    else
-        qn_artifact_each(ctx->store, "", offer_artifact, &nearest);
+    for (struct qn_store *file = ctx->store; file; file = qn_store_base(file)) {
+        if (is_tuned)
+            qn_tuned_list(file, "", offer_tuned, &nearest);
+        else
+            qn_artifact_each(file, "", offer_artifact, &nearest);
+    }
     if (nearest.text) {
         difference.nearest = nearest.key;
         if (!nearest.differing)
@@ -364,8 +403,8 @@ int quern_cache_explain(struct quern_context *ctx, const struct quern_request *r
     QN_TRY(qn_require(ctx, "line", (const void *)(uintptr_t)line));
     QN_TRY(qn_target_of(ctx, request, &target, &profile));
     qn_bucket_make(request->spec, request->arrays, &bucket);
-    const struct qn_build_request build = { &bucket,          &target,         &profile,
-                                            request->variant, request->config, false };
+    const struct qn_build_request build = { &bucket,         &target, &profile, request->variant,
+                                            request->config, false,   false };
     if (qn_tuned_key(&bucket, &profile, &text, &group))
         return qn_fail(ctx, QUERN_NO_MEMORY, "out of memory");
     int status = explain_key(ctx, "tuned", request->spec->family->name, text, line, user);
@@ -376,7 +415,84 @@ int quern_cache_explain(struct quern_context *ctx, const struct quern_request *r
     return status;
 }
 
+/* ---- Bases for another device -------------------------------------------------------------- */
+
+struct base_fit {
+    const char *target;
+    char other[QN_TARGET_TEXT_BYTES]; /* of the device's kind; "" */
+};
+
+/* Ends at a kernel for the target. */
+static int see_target(void *user, const struct qn_artifact *artifact)
+{
+    struct base_fit *fit = user;
+    bool is_of_kind = !strncmp(artifact->target, fit->target, 3); /* "cpu", "sm_" */
+    if (is_of_kind)
+        snprintf(fit->other, sizeof(fit->other), "%s", artifact->target);
+    return !strcmp(artifact->target, fit->target);
+}
+
+void qn_bases_tell(struct quern_context *ctx)
+{
+    char target[QN_TARGET_TEXT_BYTES];
+    if (!qn_store_base(ctx->store) || atomic_exchange(&ctx->has_told_of_bases, true))
+        return;
+    qn_target_format(&ctx->target, target, sizeof(target));
+    for (struct qn_store *base = qn_store_base(ctx->store); base; base = qn_store_base(base)) {
+        struct base_fit fit = { .target = target };
+        qn_artifact_each(base, "", see_target, &fit);
+        if (*fit.other && strcmp(fit.other, target))
+            qn_log(ctx, QUERN_LOG_WARN,
+                   "base=%s: has kernels for %s and none for this device, which is %s",
+                   qn_store_path(base), fit.other, target);
+    }
+}
+
 /* ---- Doctor -------------------------------------------------------------------------------- */
+
+/* What of a base is of use on the context's device. */
+struct base_rows {
+    const char *target, *profile;
+    int64_t artifacts, tuned, artifacts_here, tuned_here;
+};
+
+static int count_artifact(void *user, const struct qn_artifact *artifact)
+{
+    struct base_rows *rows = user;
+    rows->artifacts++;
+    rows->artifacts_here += !strcmp(artifact->target, rows->target);
+    return 0;
+}
+
+static int count_tuned(void *user, const struct qn_tuned *tuned)
+{
+    struct base_rows *rows = user;
+    rows->tuned++;
+    rows->tuned_here += !strcmp(tuned->profile, rows->profile);
+    return 0;
+}
+
+static void doctor_bases(struct quern_context *ctx,
+                         void (*fact)(void *user, const char *section, const char *name,
+                                      const char *value),
+                         void *user)
+{
+    char target[QN_TARGET_TEXT_BYTES];
+    int number = 0;
+    qn_target_format(&ctx->target, target, sizeof(target));
+    for (struct qn_store *base = qn_store_base(ctx->store); base; base = qn_store_base(base)) {
+        struct base_rows rows = { .target = target, .profile = ctx->profile.name };
+        char name[32], text[4600];
+        qn_artifact_each(base, "", count_artifact, &rows);
+        qn_tuned_list(base, "", count_tuned, &rows);
+        snprintf(name, sizeof(name), "base_%d", ++number);
+        snprintf(text, sizeof(text), "%s: %lld artifacts, %lld for %s; %lld tuned, %lld on %s%s",
+                 qn_store_path(base), (long long)rows.artifacts, (long long)rows.artifacts_here,
+                 rows.target, (long long)rows.tuned, (long long)rows.tuned_here, rows.profile,
+                 rows.artifacts_here ? "" : "; no kernel for this device");
+        fact(user, "cache", name, text);
+    }
+}
 
 int quern_doctor(struct quern_context *ctx,
                  void (*fact)(void *user, const char *section, const char *name, const char *value),
@@ -397,5 +513,6 @@ int quern_doctor(struct quern_context *ctx,
     fact(user, "cache", "artifacts", text);
     snprintf(text, sizeof(text), "%lld", (long long)counters.bytes);
     fact(user, "cache", "bytes", text);
+    doctor_bases(ctx, fact, user);
     return QUERN_OK;
 }

@@ -30,6 +30,8 @@
 #define WARM_UP_AGREE 0.1  /* two launches this close are warm */
 #define WARM_UP_MS 200.0   /* the budget of quern_measure() */
 #define LEAST_SAMPLES 3
+#define STEADY_SAMPLES 6 /* of which so little spread, as a share of the median, is enough */
+#define STEADY_SPREAD 0.005
 #define RECORDED_BELOW_US 300.0 /* of longer kernels, what events cost is less than noise */
 #define RECORDING_US 1000.0     /* how long a recording should be */
 #define MAX_RECORDED 256        /* launches */
@@ -211,19 +213,26 @@ static int warm_up(struct qn_workset *set, const struct quern_kernel *kernel, do
 }
 
 /* Of the samples, without disturbing their order. */
-static double median_so_far(const struct qn_samples *samples)
+static struct qn_stat stat_so_far(const struct qn_samples *samples)
 {
     struct qn_samples copy = *samples;
-    return qn_stat_of(copy.us, copy.count).median;
+    return qn_stat_of(copy.us, copy.count);
+}
+
+/* Replays on a GPU mostly are after a few; on a CPU single calls seldom. */
+static bool is_steady(const struct qn_samples *samples)
+{
+    struct qn_stat stat = stat_so_far(samples);
+    return stat.samples >= STEADY_SAMPLES && stat.spread <= STEADY_SPREAD * stat.median;
 }
 
 static int take_adaptively(const struct timing *timing, double end_ms, double give_up_us,
                            struct qn_samples *samples, struct quern_message *why)
 {
     QN_TRY(samples_add(timing, LEAST_SAMPLES, samples, why));
-    if (give_up_us > 0 && median_so_far(samples) > give_up_us)
+    if (give_up_us > 0 && stat_so_far(samples).median > give_up_us)
         return QUERN_OK;
-    while (qn_now_ms() < end_ms && samples->count < QN_MAX_SAMPLES)
+    while (qn_now_ms() < end_ms && samples->count < QN_MAX_SAMPLES && !is_steady(samples))
         QN_TRY(samples_add(timing, LEAST_SAMPLES, samples, why));
     return QUERN_OK;
 }

@@ -23,8 +23,8 @@ int qn_measure_turn(struct qn_workset *set, const struct quern_kernel *kernel, d
                     double budget_ms, int most, struct qn_samples *samples,
                     struct quern_message *why);
 
-/* Warm up until two launches agree, then time for about budget_ms of wall-clock: at least three
- * samples, and no more than that once the median is past give_up_us (0: never). */
+/* Warm up until two launches agree, then time for about budget_ms of wall-clock, or until samples
+ * hardly differ: at least three, and no more once the median is past give_up_us (0: never). */
 int qn_measure_adaptive(struct qn_workset *set, const struct quern_kernel *kernel, double budget_ms,
                         double give_up_us, struct qn_samples *samples, struct quern_message *why);
 

@@ -7,6 +7,10 @@
 /* QUERN_INVALID lists the known names. */
 int qn_profile_find(const char *name, struct quern_profile *profile, struct quern_message *why);
 
+/* The profile that --device-profile names: a shipped one, or, where the text holds a '/' or a '.',
+ * that of a file (profile_file.c). */
+int qn_profile_get(const char *name, struct quern_profile *profile, struct quern_message *why);
+
 /* The shipped profile of a CUDA device by its name, architecture and number of SMs; QUERN_MISS if
  * there is none. */
 int qn_profile_of_device(const char *device, int sm, int cores, struct quern_profile *profile);

@@ -357,7 +357,6 @@ int quern_spec_set(struct quern_context *ctx, struct quern_spec *spec, const cha
     if (!name || !value)
         return qn_fail(ctx, QUERN_INVALID, "%s=NULL: must be text", name ? name : "name");
     const struct quern_family *family = spec->family;
-    char known[512] = "";
     for (int i = 0; i < family->param_count; i++) {
         if (!strcmp(family->params[i].name, name)) {
             struct quern_message why;
@@ -371,8 +370,10 @@ int quern_spec_set(struct quern_context *ctx, struct quern_spec *spec, const cha
                 family->implied(spec);
             return status ? qn_fail_why(ctx, status, &why) : QUERN_OK;
         }
-        qn_list_add(known, sizeof(known), family->params[i].name);
     }
+    char known[512] = "";
+    for (int i = 0; i < family->param_count; i++)
+        qn_list_add(known, sizeof(known), family->params[i].name);
     return qn_fail(ctx, QUERN_INVALID, "%s=%s: %s has no such parameter; it has: %s", name, value,
                    family->name, known);
 }

@@ -19,12 +19,29 @@ struct qn_winner {
 /* Deep; false when memory ran out. */
 static bool row_dup(const struct qn_tuned *row, struct qn_tuned *copy)
 {
-    char *const from[] = { row->text,   row->group,   row->family,  row->variant,   row->config,
-                           row->digest, row->toolkit, row->profile, row->provenance };
+    char *const from[] = { row->text,
+                           row->group,
+                           row->family,
+                           row->variant,
+                           row->config,
+                           row->digest,
+                           row->toolkit,
+                           row->profile,
+                           row->provenance,
+                           row->heuristic_variant,
+                           row->heuristic_config };
     *copy = *row;
-    char **const to[] = { &copy->text,    &copy->group,   &copy->family,
-                          &copy->variant, &copy->config,  &copy->digest,
-                          &copy->toolkit, &copy->profile, &copy->provenance };
+    char **const to[] = { &copy->text,
+                          &copy->group,
+                          &copy->family,
+                          &copy->variant,
+                          &copy->config,
+                          &copy->digest,
+                          &copy->toolkit,
+                          &copy->profile,
+                          &copy->provenance,
+                          &copy->heuristic_variant,
+                          &copy->heuristic_config };
     bool is_whole = true;
     for (size_t i = 0; i < sizeof(to) / sizeof(to[0]); i++) {
         *to[i] = strdup(from[i] ? from[i] : "");

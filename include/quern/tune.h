@@ -54,6 +54,8 @@ struct quern_tune_options {
     int jobs;            /* compile jobs; 0: one a core, of which a GPU's bench keeps two */
     size_t memory_bytes; /* for private buffers; 0: a quarter of the free memory */
     uint64_t seed;
+    int64_t retune_before; /* Unix seconds: a winner made earlier is tuned again; 0: none is */
+    int retune_toolkit;    /* a winner of another compiler or driver is tuned again */
     int (*progress)(void *user, const struct quern_tune_progress *progress); /* non-zero stops */
     void *user;
 };
@@ -68,21 +70,31 @@ struct quern_tune_result {
     char bucket[512];
     int candidates, failed;
     struct quern_tune_entry best, heuristic;
-    double speedup, seconds;
+    double speedup, seconds; /* speedup over the heuristic, timed in turns; 0: it was not timed */
     int64_t scratch_bytes;
     int is_reused; /* a stored winner was returned; nothing was measured */
     int is_drawn;  /* inputs were drawn: the sizes given are not the bucket's bound */
 };
 
 /* Find the best config of the request's bucket and store it; a cache that cannot take it leaves it
- * with the context. request->arrays, when given, are run on and come back bit for bit, if every
- * DYNAMIC parameter has its bucket's value; else (result->is_drawn) and without arrays the family's
- * inputs are drawn. request->variant restricts the search. Needs request->config NULL and the
- * device's own profile. While another process tunes the bucket, progress is told once a second
- * (done=0, outcome "waiting for another process"); stopped there, the call returns QUERN_MISS. */
+ * with the context. A search that the budget or the callback ended stores the best that it found,
+ * and the next call without arrays goes on with it. request->arrays are run on and come back bit
+ * for bit, if every DYNAMIC parameter is its bucket's; else (result->is_drawn) and without them
+ * the family's inputs are drawn. request->variant restricts the search. Needs request->config NULL
+ * and the device's own profile. While another process tunes the bucket, progress is told once a
+ * second (done=0, outcome "waiting for another process"); stopped there, the call returns
+ * QUERN_MISS. */
 QUERN_API int quern_tune(struct quern_context *ctx, const struct quern_request *request,
                          const struct quern_tune_options *options,
                          struct quern_tune_result *result);
+
+/* What the device's choices are planned from: the profile in use, and a file of it that
+ * options.profile takes instead of a name. The file is text, one name=value a line, and is replaced
+ * whole or not at all. */
+struct quern_profile;
+QUERN_API int quern_profile_of(struct quern_context *ctx, struct quern_profile *profile);
+QUERN_API int quern_profile_save(struct quern_context *ctx, const struct quern_profile *profile,
+                                 const char *path);
 
 #ifdef __cplusplus
 }

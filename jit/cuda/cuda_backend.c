@@ -99,6 +99,13 @@ static int cuda_compiler(struct qn_device *device, char *identity, size_t bytes,
     return qn_nvrtc_identity(device->nvrtc, identity, bytes, why);
 }
 
+static void cuda_driver(struct qn_device *device, char *text, size_t bytes)
+{
+    int number = qn_cuda_driver_version();
+    (void)device;
+    snprintf(text, bytes, ", driver %d.%d", number / 1000, number / 10 % 100);
+}
+
 static int cuda_compile(struct qn_device *device, const struct qn_compile_request *request,
                         struct qn_compile_result *result, struct quern_message *why)
 {
@@ -114,6 +121,7 @@ const struct qn_backend qn_backend_cuda = {
     .accepts = qn_cuda_accepts,
     .options = qn_nvrtc_options,
     .compiler = cuda_compiler,
+    .driver = cuda_driver,
     .compile = cuda_compile,
     .load = qn_cuda_load,
     .unload = qn_cuda_unload,

@@ -93,11 +93,39 @@ static int parse_seconds(const char *text, double *seconds)
     return EXIT_DONE;
 }
 
+/* What a plan is made for, and what gc leaves. */
+static int parse_sizes(struct args *args)
+{
+    const struct {
+        enum option_id id;
+        int64_t *number, otherwise, most;
+    } sizes[] = { { OPTION_older_than, &args->older_than, 0, 36500 },
+                  { OPTION_max_size, &args->max_size, 0, 1 << 24 },
+                  { OPTION_tp, &args->tp, 1, 1024 },
+                  { OPTION_ep, &args->ep, 1, 1024 },
+                  { OPTION_max_tokens, &args->max_tokens, 8192, 1 << 22 },
+                  { OPTION_max_batch, &args->max_batch, 256, 1 << 16 },
+                  { OPTION_max_seq, &args->max_seq, 32768, 1 << 24 },
+                  { OPTION_page, &args->page, 16, 256 },
+                  { OPTION_jobs, &args->jobs, 0, 1024 },
+                  { OPTION_memory, &args->memory, 0, 1 << 24 },
+                  { OPTION_candidates, &args->candidates, 2, 256 } };
+    int status = EXIT_DONE;
+    for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]) && !status; i++) {
+        *sizes[i].number = sizes[i].otherwise;
+        if (args_has(args, sizes[i].id))
+            status = parse_whole(sizes[i].id, args->text[sizes[i].id],
+                                 sizes[i].id == OPTION_candidates ? 0 : 1, sizes[i].most,
+                                 sizes[i].number);
+    }
+    return status;
+}
+
 static int parse_numbers(struct args *args)
 {
-    int status = EXIT_DONE;
+    int status = parse_sizes(args);
     args->seed = 1;
-    if (args_has(args, OPTION_iters))
+    if (!status && args_has(args, OPTION_iters))
         status = parse_whole(OPTION_iters, args->text[OPTION_iters], 1, 1000000, &args->iters);
     if (!status && args_has(args, OPTION_seed))
         status = parse_whole(OPTION_seed, args->text[OPTION_seed], 0, INT64_MAX, &args->seed);
@@ -122,7 +150,7 @@ static int keep(const char **list, int *count, int max, enum option_id id, const
 
 static int take_option(struct args *args, int id, const char *text)
 {
-    args->given |= 1u << id;
+    args->given |= UINT64_C(1) << id;
     args->text[id] = text;
     switch (id) {
     case OPTION_in:
@@ -171,7 +199,7 @@ static int refuse_option(const char *typed, int is_argument_missing,
 }
 
 static void fill_getopt(struct option table[OPTION_COUNT + 1], char names[OPTION_COUNT][32],
-                        char letters[OPTION_COUNT + 2])
+                        char letters[2 * OPTION_COUNT + 2])
 {
     int letter_count = 0;
     letters[letter_count++] = ':'; /* tell a missing argument from an unknown option */
@@ -182,6 +210,8 @@ static void fill_getopt(struct option table[OPTION_COUNT + 1], char names[OPTION
         table[i].val = 256 + i;
         if (options[i].letter)
             letters[letter_count++] = (char)options[i].letter;
+        if (options[i].letter && options[i].argument)
+            letters[letter_count++] = ':';
     }
     letters[letter_count] = 0;
 }
@@ -197,7 +227,7 @@ static int option_of(int value)
 int args_parse(int argc, char **argv, struct args *args)
 {
     struct option table[OPTION_COUNT + 1];
-    char names[OPTION_COUNT][32], letters[OPTION_COUNT + 2], letter[3] = "-";
+    char names[OPTION_COUNT][32], letters[2 * OPTION_COUNT + 2], letter[3] = "-";
     int value, status = EXIT_DONE;
 
     memset(args, 0, sizeof(*args));

@@ -10,6 +10,9 @@ int cmd_gen(const struct args *args);
 int cmd_build(const struct args *args);
 int cmd_run(const struct args *args);
 int cmd_tune(const struct args *args);
+int cmd_prebuild(const struct args *args);
+int cmd_sweep(const struct args *args);
 int cmd_cache(const struct args *args);
+int cmd_report(const struct args *args);
 
 #endif

@@ -282,9 +282,108 @@ static int verify(struct session *session)
     if (!code && damaged)
         code = complain(EXIT_FAILED,
                         "damaged=%" PRId64 ": these rows were set aside and will be "
-                        "built again",
+                        "built again; a base's are passed over",
                         damaged);
     return code;
+}
+
+/* ---- export, import ------------------------------------------------------------------------ */
+
+static int print_merged(const struct session *session, const struct quern_cache_merged *merged)
+{
+    if (args_has(session->args, OPTION_json))
+        return json_out_print(
+            json_pack("{s:I, s:I, s:I, s:I, s:I, s:I}", "artifacts", (json_int_t)merged->artifacts,
+                      "tuned", (json_int_t)merged->tuned, "manifest", (json_int_t)merged->manifest,
+                      "artifacts_there", (json_int_t)merged->artifacts_there, "tuned_there",
+                      (json_int_t)merged->tuned_there, "damaged", (json_int_t)merged->damaged));
+    printf("%" PRId64 " artifacts, %" PRId64 " tuned rows and %" PRId64 " of the manifest taken; "
+           "%" PRId64 " and %" PRId64 " there already; %" PRId64 " damaged\n",
+           merged->artifacts, merged->tuned, merged->manifest, merged->artifacts_there,
+           merged->tuned_there, merged->damaged);
+    return EXIT_DONE;
+}
+
+/* Refuses a target that there is not. */
+static int check_target(struct session *session, const char *target)
+{
+    struct quern_request request = QUERN_REQUEST_INIT;
+    struct quern_spec spec;
+    char *text = NULL;
+
+    request.spec = &spec;
+    request.target = target;
+    int status = quern_spec_parse(session->ctx, "copy n=1", &spec);
+    if (!status)
+        status = quern_generate(session->ctx, &request, &text);
+    quern_text_free(text);
+    return status == QUERN_INVALID ? session_fail(session, status) : EXIT_DONE;
+}
+
+static int export(struct session *session)
+{
+    const struct args *args = session->args;
+    const struct quern_cache_selection selection = { .family = args->text[OPTION_family],
+                                                     .target = args->text[OPTION_target],
+                                                     .model = args->text[OPTION_model] };
+    struct quern_cache_merged merged;
+
+    if (!args_has(args, OPTION_output))
+        return complain(EXIT_USAGE, "output: must be given: quern cache export -o FILE");
+    if (selection.family && !session_family(session, selection.family))
+        return EXIT_USAGE;
+    if (selection.target && check_target(session, selection.target))
+        return EXIT_USAGE;
+    int status = quern_cache_export(session->ctx, args->text[OPTION_output], &selection, &merged);
+    return status ? session_fail(session, status) : print_merged(session, &merged);
+}
+
+static int import(struct session *session)
+{
+    const struct args *args = session->args;
+    struct quern_cache_merged sum = { 0 };
+
+    if (args->word_count < 3)
+        return complain(EXIT_USAGE, "file: must be given: quern cache import FILE...");
+    for (int i = 2; i < args->word_count; i++) {
+        struct quern_cache_merged merged;
+        int status = quern_cache_import(session->ctx, args->words[i], &merged);
+        if (status)
+            return session_fail(session, status);
+        sum.artifacts += merged.artifacts;
+        sum.tuned += merged.tuned;
+        sum.manifest += merged.manifest;
+        sum.artifacts_there += merged.artifacts_there;
+        sum.tuned_there += merged.tuned_there;
+        sum.damaged += merged.damaged;
+    }
+    return print_merged(session, &sum);
+}
+
+/* ---- gc ------------------------------------------------------------------------------------ */
+
+static int gc(struct session *session)
+{
+    const struct args *args = session->args;
+    const struct quern_cache_limits limits = { args->older_than * 86400, args->max_size << 20 };
+    struct quern_cache_freed freed;
+    char size[HUMAN_BYTES];
+
+    if (!args->older_than && !args->max_size)
+        return complain(EXIT_USAGE, "older-than, max-size: one must be given: quern cache gc "
+                                    "--older-than DAYS --max-size MIB");
+    int status = quern_cache_gc(session->ctx, &limits, &freed);
+    if (status)
+        return session_fail(session, status);
+    if (args_has(args, OPTION_json))
+        return json_out_print(
+            json_pack("{s:I, s:I, s:I, s:I}", "artifacts", (json_int_t)freed.artifacts, "trials",
+                      (json_int_t)freed.trials, "misses", (json_int_t)freed.misses, "bytes",
+                      (json_int_t)freed.bytes));
+    human_size(freed.bytes, size);
+    printf("%" PRId64 " artifacts, %" PRId64 " trials and %" PRId64 " misses deleted, %s freed\n",
+           freed.artifacts, freed.trials, freed.misses, size);
+    return EXIT_DONE;
 }
 
 /* ---- Dispatch ------------------------------------------------------------------------------ */
@@ -294,8 +393,9 @@ static const struct {
     int words; /* how many it takes after its name; -1: any */
     int (*run)(struct session *session);
 } actions[] = {
-    { "ls", 0, list },     { "show", 1, show },     { "explain", -1, explain },
-    { "stats", 0, stats }, { "verify", 0, verify },
+    { "ls", 0, list },        { "show", 1, show },     { "explain", -1, explain },
+    { "stats", 0, stats },    { "verify", 0, verify }, { "export", 0, export },
+    { "import", -1, import }, { "gc", 0, gc },
 };
 
 int cmd_cache(const struct args *args)
@@ -313,6 +413,8 @@ int cmd_cache(const struct args *args)
         }
         if (actions[i].words == 1 && args->word_count < 3)
             return complain(EXIT_USAGE, "key: must be given, as quern cache show KEY");
+        if (actions[i].run != import && (code = session_require_cache(args)))
+            return code;
         code = session_open(&session, args);
         if (!code && actions[i].words >= 0)
             code = session_no_more_words(&session, 2 + actions[i].words);
@@ -321,7 +423,8 @@ int cmd_cache(const struct args *args)
         session_close(&session);
         return code;
     }
-    return complain(EXIT_USAGE, "cache=%s: must be one of: ls show explain stats verify%s%s%s",
+    return complain(EXIT_USAGE,
+                    "cache=%s: must be one of: ls show explain stats verify export import gc%s%s%s",
                     name, nearest.best ? "; did you mean " : "", nearest.best ? nearest.best : "",
                     nearest.best ? "?" : "");
 }

@@ -33,7 +33,7 @@ static int open_somehow(struct session *session, const struct args *args, char c
         snprintf(cache_problem, 512, "%s", quern_errmsg(session->ctx));
         code = session_fail(session, status);
         session_close(session);
-        options.cache = "";
+        options.cache = options.base = "";
         status = quern_context_create(&options, &session->ctx);
     }
     if (status == QUERN_DEVICE) {
@@ -68,7 +68,9 @@ static void print_facts(const json_t *facts)
     for (size_t i = 0; i < SECTION_COUNT; i++) {
         printf("\n%s\n", sections[i]);
         json_object_foreach(json_object_get(facts, sections[i]), name, value)
-            printf("  %-12s %s\n", name, json_string_value(value));
+            printf("  %-12s %s\n", name,
+                   json_string_length(value) || strcmp(name, "path") ? json_string_value(value)
+                                                                     : "in memory");
         if (lacks_compiler(json_object_get(facts, sections[i])))
             printf("  %-12s no compiler: only kernels that are in the cache can run\n", "note");
     }

@@ -9,6 +9,7 @@
 #include "json_out.h"
 #include "progress.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -64,19 +65,21 @@ static int search(struct tune *tune, int has_arrays)
 
 static json_t *entry_json(const struct quern_tune_entry *entry)
 {
+    int is_timed = entry->time_us > 0;
     return json_pack("{s:s, s:o, s:o, s:o}", "variant", entry->variant, "config",
-                     json_out_config(entry->config), "time_us", json_out_real(entry->time_us),
-                     "spread_us", json_out_real(entry->spread_us));
+                     json_out_config(entry->config), "time_us",
+                     json_out_real(is_timed ? entry->time_us : NAN), "spread_us",
+                     json_out_real(is_timed ? entry->spread_us : NAN));
 }
 
 static int print_json(const struct quern_tune_result *result)
 {
-    return json_out_print(
-        json_pack("{s:s, s:i, s:i, s:o, s:o, s:o, s:o, s:I}", "bucket", result->bucket,
-                  "candidates", result->candidates, "failed", result->failed, "best",
-                  entry_json(&result->best), "heuristic", entry_json(&result->heuristic), "speedup",
-                  json_out_real(result->speedup), "seconds", json_out_real(result->seconds),
-                  "scratch_bytes", (json_int_t)result->scratch_bytes));
+    return json_out_print(json_pack(
+        "{s:s, s:i, s:i, s:o, s:o, s:o, s:o, s:I}", "bucket", result->bucket, "candidates",
+        result->candidates, "failed", result->failed, "best", entry_json(&result->best),
+        "heuristic", entry_json(&result->heuristic), "speedup",
+        json_out_real(result->speedup > 0 ? result->speedup : NAN), "seconds",
+        json_out_real(result->seconds), "scratch_bytes", (json_int_t)result->scratch_bytes));
 }
 
 static void print_entry(const char *name, const struct quern_tune_entry *entry)
@@ -101,8 +104,13 @@ static void print_text(const struct tune *tune)
     if (result->is_reused) {
         printf("  stored     tuned before and taken from the cache; --force tunes again\n");
     } else {
-        print_entry("heuristic", &result->heuristic);
-        printf("  speedup    %.2f over the heuristic\n", result->speedup);
+        if (result->speedup > 0) {
+            print_entry("heuristic", &result->heuristic);
+            printf("  speedup    %.2f over the heuristic\n", result->speedup);
+        } else {
+            printf("  heuristic  %s %s failed\n", result->heuristic.variant,
+                   result->heuristic.config);
+        }
         printf("  searched   %d candidates, %d failed%s, in %.1f s, with %s of private buffers\n",
                result->candidates, result->failed, slow, result->seconds, size);
     }

@@ -18,6 +18,7 @@ base|clang-19|clang-19|compiles kernels at run time (CPU)
 base|libllvm19|lib/libLLVM.so.19* lib/libLLVM-19.so*|loads compiled kernels (CPU)
 base|libsqlite3-dev|include/sqlite3.h|the cache file
 base|libxxhash-dev|include/xxhash.h|keys
+base|zlib1g-dev|include/zlib.h|artifacts packed in the cache file
 base|libjansson-dev|include/jansson.h|JSON of the command line
 base|python3|python3|demo table, some tests, make layers
 base|python3-numpy|numpy|arrays in files: demo, tests

@@ -16,10 +16,13 @@ int json_out_print(json_t *object)
 {
     if (!object)
         return complain(EXIT_FAILED, "out of memory for the JSON output");
-    int status = json_dumpf(object, stdout, JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(REAL_DIGITS));
-    putchar('\n');
+    char *text = json_dumps(object, JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(REAL_DIGITS));
     json_decref(object);
-    return status ? complain(EXIT_FAILED, "stdout: cannot be written") : EXIT_DONE;
+    if (!text)
+        return complain(EXIT_FAILED, "out of memory for the JSON output");
+    int status = puts(text);
+    free(text);
+    return status < 0 ? complain(EXIT_FAILED, "stdout: cannot be written") : EXIT_DONE;
 }
 
 json_t *json_out_real(double value)

@@ -27,8 +27,9 @@ FOLDERS = ("include", "jit", "cache", "templates", "tools", "bench", "examples",
 
 # Headers of other projects: prefix -> folders that may use them.
 OUTSIDE = {
-    "sqlite3.h": ("cache", "tests"),
+    "sqlite3.h": ("cache", "tools/report_data.c", "tests"),
     "xxhash.h": ("cache", "jit"),
+    "zlib.h": ("cache",),
     "llvm-c/": ("jit/cpu",),
     "jansson.h": ("tools", "tests"),
     "check.h": ("tests",),
@@ -40,7 +41,7 @@ LIBC = set(
     regex sched semaphore setjmp signal spawn stdalign stdarg stdatomic stdbool stddef stdint stdio
     stdlib stdnoreturn string strings syslog termios tgmath threads time uchar unistd wchar wctype
     x86intrin arpa/inet asm/hwcap linux/futex linux/perf_event linux/prctl net/if
-    sys/auxv sys/eventfd sys/file sys/ioctl sys/mman sys/prctl sys/random sys/resource sys/sendfile
+    sys/auxv sys/eventfd sys/file sys/ioctl sys/mman sys/mount sys/prctl sys/random sys/resource sys/sendfile
     sys/socket sys/stat sys/statfs sys/statvfs sys/syscall sys/sysinfo sys/time sys/types sys/uio
     sys/un sys/utsname sys/vfs sys/wait""".split()
 )

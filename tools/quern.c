@@ -20,8 +20,16 @@ static const struct verb verbs[] = {
       cmd_build },
     { "run", FOR_RUN, "FAMILY k=v ...", "run once, check, time", cmd_run },
     { "tune", FOR_TUNE, "FAMILY k=v ...", "find the fastest config and remember it", cmd_tune },
-    { "cache", FOR_CACHE, "ls | show KEY | explain FAMILY k=v ... | stats | verify",
+    { "prebuild", FOR_PREBUILD, "--model config.json --tp N ...",
+      "every kernel that a model needs, from its config.json", cmd_prebuild },
+    { "sweep", FOR_SWEEP, "--model | --shapes | --grid | --from-misses | --standard ...",
+      "tune many specs on every device that is here", cmd_sweep },
+    { "cache", FOR_CACHE,
+      "ls | show KEY | explain FAMILY k=v ... | stats | verify | export -o FILE | import FILE... | "
+      "gc",
       "look into the cache", cmd_cache },
+    { "report", FOR_REPORT, "[FILE] [-o page.html]", "what a cache holds: a page, text or JSON",
+      cmd_report },
 };
 
 #define VERB_COUNT (sizeof(verbs) / sizeof(verbs[0]))
@@ -53,7 +61,9 @@ static const struct verb *find_verb(const char *name)
             return &verbs[i];
         nearest_offer(&nearest, verbs[i].name);
     }
-    complain(EXIT_USAGE, "verb=%s: must be one of: doctor families gen build run tune cache%s%s%s",
+    complain(EXIT_USAGE,
+             "verb=%s: must be one of: doctor families gen build run tune prebuild sweep report "
+             "cache%s%s%s",
              name, nearest.best ? "; did you mean " : "", nearest.best ? nearest.best : "",
              nearest.best ? "?" : "");
     return NULL;
@@ -75,7 +85,7 @@ static int dispatch(const struct args *args)
     if (is_word(args, "help")) { /* quern help VERB is quern VERB --help */
         struct args rest = *args;
         rest.words++, rest.word_count--;
-        rest.given |= 1u << OPTION_help;
+        rest.given |= UINT64_C(1) << OPTION_help;
         return dispatch(&rest);
     }
     if (!args->word_count) {

@@ -3,14 +3,15 @@
 # single checks as `N passed, N failed, N skipped`. Exits 1 if anything failed.
 #
 # A suite is a Check program, a *_test.py (unittest) or a *_test.sh that ends with a line of that
-# form. Each runs in the repository root under a time-out (TEST_TIMEOUT seconds, 900), JOBS (2) at a
+# form. Each runs in the repository root under a time-out (TEST_TIMEOUT seconds, 1800), JOBS (2) at a
 # time, with a private TMPDIR and cache; QUERN_BUILD is the build directory's absolute path. What it
 # prints is shown when it fails. A suite that dies, times out or counts nothing is one failure.
 set -u
 build=$(realpath "$1")
 shift
 cd "$(dirname "$0")/.." || exit 1
-unset QUERN_MODE QUERN_LOG QUERN_TEMPLATES QUERN_CHECK # what a user may have set is not under test
+# What a user may have set is not under test.
+unset QUERN_MODE QUERN_LOG QUERN_TEMPLATES QUERN_CHECK QUERN_BASE
 export OMP_WAIT_POLICY=passive # a thread that waits would spin on the core of the suite beside it
 
 results=$(mktemp -d)
@@ -53,14 +54,14 @@ run_suite() { # number suite
     mkdir "$private"
     start=$(date +%s%3N)
     TMPDIR=$private QUERN_CACHE=$private/quern.db QUERN_BUILD=$build CK_TIMEOUT_MULTIPLIER=4 \
-        timeout --kill-after=10 "${TEST_TIMEOUT:-900}" "${command[@]}" > "$log" 2>&1 < /dev/null
+        timeout --kill-after=10 "${TEST_TIMEOUT:-1800}" "${command[@]}" > "$log" 2>&1 < /dev/null
     status=$?
     seconds=$(awk -v ms=$(($(date +%s%3N) - start)) 'BEGIN { printf "%.1f", ms / 1000 }')
     rm -rf "$private"
 
     count "$log"
     if ((status == 124 || status == 137)); then
-        note=" (timed out after ${TEST_TIMEOUT:-900} s)"
+        note=" (timed out after ${TEST_TIMEOUT:-1800} s)"
     elif ((status != 0)); then
         note=" (exit $status)"
     elif ((passed + failed + skipped == 0)); then

@@ -8,8 +8,10 @@
 #include "nearest.h"
 #include "progress.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 static void say(void *user, int level, const char *line)
 {
@@ -59,6 +61,16 @@ int session_open(struct session *session, const struct args *args)
     if (!status)
         status = session_load_plugins(session);
     return status ? session_fail(session, status) : EXIT_DONE;
+}
+
+int session_require_cache(const struct args *args)
+{
+    const char *path = args->text[OPTION_cache];
+    struct stat there;
+
+    if (!path || !*path || !stat(path, &there))
+        return EXIT_DONE;
+    return complain(EXIT_FAILED, "cache=%s: %s", path, strerror(errno));
 }
 
 void session_close(struct session *session)

@@ -21,6 +21,9 @@ void session_options(struct session *session, struct quern_options *options);
 int session_load_plugins(struct session *session);
 /* Make the context and load the plugins. An exit code, after complaining; close it in any case. */
 int session_open(struct session *session, const struct args *args);
+/* Before session_open() of what only reads: a file named by --cache must be there, since one that
+ * is not would be made. An exit code, after complaining. */
+int session_require_cache(const struct args *args);
 void session_close(struct session *session);
 
 /* Complain with the context's error text. EXIT_USAGE for what the caller asked wrongly, else

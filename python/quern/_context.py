@@ -35,7 +35,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any, Callable, Iterable, Optional, TypeVar, Union
 
-from . import _library, _structs
+from . import _bundles, _library, _structs
 from ._arrays import device_word
 from ._errors import Error, count_of, encoded, require_callable, require_seconds, require_text
 
@@ -167,6 +167,9 @@ class Context:
     device        "cpu", "cuda", "cuda:N", or a torch.device; None: cuda if usable, else cpu
     cache         file of the cache; "": memory only; None: $QUERN_CACHE, else
                   ~/.cache/quern/quern.db
+    base          a bundle, or a list of them: only read, in their order after the cache; "" or []:
+                  none. None: $QUERN_BASE, else the installed ones (quern.bundle), which are passed
+                  over with a warning where they cannot be used
     mode          "normal", or "sealed": never compiles or tunes; None: $QUERN_MODE
     tune          seconds: a bucket met for the first time is tuned then, for at most that long;
                   what the cache has a winner for is not tuned again. None: only tune() tunes.
@@ -189,7 +192,8 @@ class Context:
                  mode: Optional[str] = None, tune: Optional[float] = None,
                  profile: Optional[str] = None, threads: Optional[int] = None,
                  templates: Optional[Path] = None, log: Optional[Log] = None,
-                 log_level: Optional[str] = None, plugins: Iterable[Path] = ()) -> None:
+                 log_level: Optional[str] = None, plugins: Iterable[Path] = (),
+                 base: Union[Path, Iterable[Path], None] = None) -> None:
         require_seconds("tune", tune)
         device = device_word(device)
         require_text("device", device)
@@ -197,6 +201,7 @@ class Context:
         if tune is not None and mode == "sealed":
             raise Error(f"tune={tune}: must be None with mode=sealed, which tunes nothing")
         files = _files("plugins", plugins)
+        bases = _bundles.named(base)
         if log_level is not None and log_level not in _structs.LOG_LEVELS:
             raise Error(f"log_level={log_level}: must be one of: {' '.join(_structs.LOG_LEVELS)}")
         self._library = _library.load()
@@ -208,16 +213,19 @@ class Context:
         self._families: dict[str, Family] = {}
         self._plans: dict[Any, Plan] = {}
         texts = {"cache": cache, "mode": mode, "profile": profile, "templates": templates}
-        self._open({name: encoded(name, text) for name, text in texts.items()}, device, threads,
-                   log, log_level)
+        self._installed: list[bytes] = []  # bundles that nobody named
+        self._warn: Callable[[str], None]
+        self._open({name: encoded(name, text) for name, text in texts.items()}, bases, device,
+                   threads, log, log_level)
         _live.add(self)
         for path in files:
             self._load_plugin(path)
 
     # ---- Making --------------------------------------------------------------------------------
 
-    def _open(self, texts: dict[str, Optional[bytes]], device: Optional[str],
-              threads: Optional[int], log: Optional[Log], log_level: Optional[str]) -> None:
+    def _open(self, texts: dict[str, Optional[bytes]], bases: Optional[list[bytes]],
+              device: Optional[str], threads: Optional[int], log: Optional[Log],
+              log_level: Optional[str]) -> None:
         options = _structs.Options(size=ctypes.sizeof(_structs.Options))
         for name, text in texts.items():
             setattr(options, name, text)
@@ -226,6 +234,8 @@ class Context:
         if say is not None:
             options.log = self._keep(_log_callback(say))
             options.log_level = _structs.LOG_LEVELS.index(log_level) if log_level else 0
+        self._set_bases(options, bases, say if log_level or os.environ.get("QUERN_LOG") != "off"
+                        else None)
         if device is None:
             device = self._find_device(options)
         options.device = encoded("device", device)
@@ -235,6 +245,15 @@ class Context:
         self._state.to_destroy = [self._state.handle]
         self._state.device = "cuda:0" if device == "cuda" else device
         self._finalizer = weakref.finalize(self, _destroy_at_end, self._state, self._callbacks)
+
+    def _set_bases(self, options: _structs.Options, bases: Optional[list[bytes]],
+                   say: Optional[Log]) -> None:
+        self._warn = functools.partial(say, "warn") if say else lambda _: None
+        if bases is not None:
+            options.base = b":".join(bases)
+        elif "QUERN_BASE" not in os.environ:
+            self._installed = _bundles.installed(self._warn)
+            options.base = b":".join(self._installed)
 
     def _load_plugin(self, path: bytes) -> None:
         """A plugin may leave quern's symbols to the program that loads it: they are made global."""
@@ -246,13 +265,20 @@ class Context:
         return callback
 
     def _create(self, options: _structs.Options) -> ctypes.c_void_p:
-        handle = ctypes.c_void_p()
-        status = self._library.quern_context_create(ctypes.byref(options), ctypes.byref(handle))
-        if status:
+        while True:
+            handle = ctypes.c_void_p()
+            status = self._library.quern_context_create(ctypes.byref(options),
+                                                        ctypes.byref(handle))
+            if not status:
+                return handle
             error = self._error(status, handle)
             self._library.quern_context_destroy(handle)
-            raise error
-        return handle
+            culprit = _bundles.refused(error, self._installed)
+            if culprit is None:
+                raise error
+            self._warn(f"{error}; this installed bundle is passed over")
+            self._installed.remove(culprit)
+            options.base = b":".join(self._installed)
 
     def _find_device(self, options: _structs.Options) -> str:
         """What the library takes by itself; asked first, since memory hooks depend on it."""

@@ -89,16 +89,18 @@ FactCallback = CFUNCTYPE(None, c_void_p, c_char_p, c_char_p, c_char_p)
 
 
 class Options(Structure):
-    _fields_ = [("size", c_size_t), ("cache", c_char_p), ("device", c_char_p), ("mode", c_char_p),
-                ("clang", c_char_p), ("nvrtc", c_char_p), ("templates", c_char_p),
-                ("profile", c_char_p), ("dump", c_char_p), ("threads", c_int),
-                ("log_level", c_int), ("log", LogCallback), ("user", c_void_p),
-                ("alloc", AllocCallback), ("free", FreeCallback), ("alloc_user", c_void_p)]
+    _fields_ = [("size", c_size_t), ("cache", c_char_p), ("base", c_char_p), ("device", c_char_p),
+                ("mode", c_char_p), ("clang", c_char_p), ("nvrtc", c_char_p),
+                ("templates", c_char_p), ("profile", c_char_p), ("dump", c_char_p),
+                ("threads", c_int), ("makers", c_int), ("log_level", c_int), ("log", LogCallback),
+                ("user", c_void_p), ("alloc", AllocCallback), ("free", FreeCallback),
+                ("alloc_user", c_void_p)]
 
 
 class Request(Structure):
     _fields_ = [("size", c_size_t), ("spec", POINTER(Spec)), ("arrays", POINTER(ArrayStruct)),
-                ("variant", c_char_p), ("config", c_char_p), ("target", c_char_p)]
+                ("variant", c_char_p), ("config", c_char_p), ("target", c_char_p),
+                ("rank", c_int), ("origin", c_void_p)]
 
 
 class StepReport(Structure):
@@ -130,7 +132,8 @@ ProgressCallback = CFUNCTYPE(c_int, c_void_p, POINTER(TuneProgress))
 class TuneOptions(Structure):
     _fields_ = [("size", c_size_t), ("budget_s", c_double), ("max_configs", c_int),
                 ("force", c_int), ("jobs", c_int), ("memory_bytes", c_size_t),
-                ("seed", c_uint64), ("progress", ProgressCallback), ("user", c_void_p)]
+                ("seed", c_uint64), ("retune_before", c_int64), ("retune_toolkit", c_int),
+                ("progress", ProgressCallback), ("user", c_void_p)]
 
 
 class TuneEntry(Structure):

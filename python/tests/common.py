@@ -28,7 +28,7 @@ if BUILD:
 FOLDER = pathlib.Path(tempfile.mkdtemp(prefix="quern_python_"))
 atexit.register(lambda owner=os.getpid(): owner == os.getpid() and shutil.rmtree(FOLDER))
 os.environ.setdefault("QUERN_CACHE", str(FOLDER / "quern.db"))
-for name in ("QUERN_MODE", "QUERN_LOG", "QUERN_TEMPLATES", "QUERN_CHECK"):
+for name in ("QUERN_MODE", "QUERN_LOG", "QUERN_TEMPLATES", "QUERN_CHECK", "QUERN_BASE"):
     os.environ.pop(name, None)
 
 import numpy as np  # noqa: E402  (after the path and the cache)

@@ -1,6 +1,6 @@
 #!/bin/bash
 # `pip install ./python` after make gives a package that needs nothing else, in a new virtual
-# environment, without a network, and leaves the source tree as it was.
+# environment, without a network, and leaves the source tree as it was. So does a bundle's wheel.
 here=$(dirname "$(realpath "$0")")
 . "$here/../../tests/checks.sh"
 python=$(tools/find_python.sh)
@@ -43,4 +43,21 @@ check "its tag is of any Python 3 on this platform" grep -q '^Tag: py3-none-linu
 sed -n '/^```python$/,/^```$/p;/^```$/q' "$OLDPWD/python/README.md" | sed '/^```/d' > example.py
 check "the example has a program" grep -q 'quern.gemm' example.py
 check "the README's example runs from an empty folder" "$venv/bin/python" example.py
+
+# A bundle as a package, in the same environment: pip must leave it as a context takes it.
+gemm='import numpy as np, quern, sys
+with quern.Context("cpu", cache="", mode="sealed") as context:
+    call = context.prepare("gemm", np.ones((5, 9), "f"), np.ones((7, 9), "f"))
+    call()
+    sys.exit(call.artifact != "disk" or context.stats().compiles != 0)'
+wheel=$scratch/wheels/some_kernels-1.0-py3-none-any.whl
+check "a bundle is made" "$build/quern" build gemm m=5 n=7 k=9 --device cpu --cache "$scratch/b.qdb"
+check "and packed in a wheel" "$venv/bin/python" -m quern.bundle "$scratch/b.qdb" some-kernels \
+    --version 1.0 -o "$scratch/wheels"
+check "without it a sealed program fails" refuses "$venv/bin/python" -c "$gemm"
+[[ $(id -u) == $(id -g) ]] && umask 002 # as where each user has a group of his own
+check "pip installs the wheel" "$venv/bin/python" -m pip install --no-deps --no-index "$wheel"
+check "with it a sealed program runs and compiles nothing" "$venv/bin/python" -c "$gemm"
+check "pip uninstalls it" "$venv/bin/python" -m pip uninstall --yes some-kernels
+check "and it is gone" refuses "$venv/bin/python" -c "$gemm"
 finish

@@ -490,6 +490,91 @@ class CacheTest(CommandCase):
         self.assertIn("damaged=1", done.stderr)
         self.assertEqual(self.json("cache", "verify", "--cache", damaged)["damaged"], 0)
 
+    def test_gc_makes_the_cache_smaller_and_says_what_went(self):
+        cache = ("--cache", self.path("gc.db"))
+        self.quern("build", "copy", "n=64", *cache)
+        self.assertIn("one must be given", self.quern("cache", "gc", *cache, code=2).stderr)
+        refused = self.quern("cache", "gc", "--older-than", 0, *cache, code=2)
+        self.assertIn("older-than=0: ", refused.stderr)
+        kept = self.json("cache", "gc", "--older-than", 1, "--max-size", 64, *cache)
+        self.assertEqual(kept["artifacts"], 0)
+        database = sqlite3.connect(cache[1])
+        database.execute("UPDATE artifact SET last_use = last_use - 3 * 86400")
+        database.commit()
+        database.close()
+        gone = self.json("cache", "gc", "--older-than", 2, *cache)
+        self.assertEqual(list(gone), ["artifacts", "trials", "misses", "bytes"])
+        self.assertEqual(gone["artifacts"], 1)
+        self.assertEqual(self.json("cache", "stats", *cache)["artifacts"], 0)
+
+    def test_what_only_reads_makes_no_cache_of_a_mistyped_name(self):
+        name = self.path("nosuch.db")
+        tail = ("--cache", name)
+        model = ("--model", "x.json", "--dry-run")
+        for words in (("cache", "ls"), ("cache", "show", "0"), ("cache", "explain", "copy", "n=1"),
+                      ("cache", "stats"), ("cache", "verify"), ("cache", "gc", "--max-size", 1),
+                      ("cache", "export", "-o", self.path("x.qdb")), ("report",),
+                      ("sweep", "--from-misses"), ("prebuild", *model)):
+            refused = self.quern(*words, *tail, code=1)
+            self.assertRegex(refused.stderr, f"cache={name}: .*No such file")
+            self.assertFalse(os.path.exists(name))
+
+    def test_a_bundle_is_exported_imported_and_used_as_a_base(self):
+        bundle, other = self.path("bundle.qdb"), self.path("other.db")
+        listed = self.json("cache", "ls")
+        artifacts, tuned = len(listed["artifacts"]), len(listed["tuned"])
+        taken = self.json("cache", "export", "-o", bundle, "--family", "gemm")
+        self.assertEqual(list(taken)[:3], ["artifacts", "tuned", "manifest"])
+        self.assertEqual((taken["artifacts"], taken["tuned"]), (artifacts, tuned))
+        again = self.quern("cache", "export", "-o", bundle, code=2)
+        self.assertIn(f"output={bundle}: is there already", again.stderr)
+        nothing = self.path("nothing.qdb")
+        self.quern("cache", "export", "-o", nothing, "--family", "copy", code=1)
+        for option in ("--target", "cpu:aarch64"), ("--model", "nosuch"):
+            self.quern("cache", "export", "-o", nothing, *option, code=1)
+        refused = self.quern("cache", "export", "-o", nothing, "--target", "sm_9", code=2)
+        self.assertIn("target=sm_9: ", refused.stderr)
+        self.assertFalse(os.path.exists(nothing))
+        taken = self.json("cache", "import", bundle, bundle, "--cache", other)
+        self.assertEqual((taken["artifacts"], taken["artifacts_there"]), (artifacts, artifacts))
+        self.assertEqual((taken["tuned"], taken["tuned_there"]), (tuned, tuned))
+        self.assertEqual(len(self.json("cache", "ls", "--cache", other)["artifacts"]), artifacts)
+        missing = self.quern("cache", "import", self.path("no.qdb"), "--cache", other, code=1)
+        self.assertIn("no.qdb: is not there", missing.stderr)
+        self.assertIn("file: must be given", self.quern("cache", "import", code=2).stderr)
+        self.assertIn("output: must be given", self.quern("cache", "export", code=2).stderr)
+
+        over = {**self.environment, "QUERN_BASE": bundle, "QUERN_MODE": "sealed"}
+        del over["QUERN_CACHE"]
+        words = [BINARY, "run", *self.spec, "--device", "cpu", "--cache", "", "--json"]
+        before = os.stat(bundle)
+        done = subprocess.run(words, env=over, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(os.stat(bundle).st_mtime_ns, before.st_mtime_ns)
+        words = [BINARY, "doctor", "--device", "cpu", "--cache", "", "--json"]
+        done = subprocess.run(words, env=over, capture_output=True, text=True)
+        self.assertIn(f"{bundle}: {artifacts} artifacts", done.stdout)
+        over["QUERN_BASE"] = self.path("no.qdb")
+        done = subprocess.run(words, env=over, capture_output=True, text=True)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn(f"base={self.path('no.qdb')}: is not there", done.stderr)
+
+    def test_a_bundle_for_another_device_is_told_of_once_and_only_where_something_is_missing(self):
+        own = self.json("doctor")["cpu"]["target"]
+        other = "cpu:x86-64-v1" if own == "cpu:aarch64" else "cpu:aarch64"
+        ours, theirs = self.path("ours.qdb"), self.path("theirs.qdb")
+        self.quern("build", *self.spec, "--cache", ours)
+        self.quern("build", *self.spec, "--target", other, "--cache", theirs)
+        run = ("run", *self.spec, "--iters", "1", "--cache", "")
+        told = self.quern(*run, QUERN_BASE=theirs).stderr
+        self.assertEqual(told, f"quern: base={theirs}: has kernels for {other} and none for this "
+                         f"device, which is {own}\n")
+        told = self.quern(*run, code=1, QUERN_BASE=theirs, QUERN_MODE="sealed").stderr
+        self.assertIn(f"{theirs}: has kernels for {other}", told)
+        self.assertEqual(self.quern(*run, QUERN_BASE=f"{theirs}:{ours}").stderr, "")
+        missing = ("run", *SMALL, "b=f16", "--iters", "1", "--cache", "")
+        self.assertEqual(self.quern(*missing, QUERN_BASE=ours).stderr, "")
+
     def test_stats_text(self):
         self.assertRegex(self.quern("cache", "stats").stdout, r"compiles +\d+")
 

@@ -78,6 +78,10 @@ struct qn_tuned qt_draw_tuned(void)
         .toolkit = qt_draw_text("toolkit"),
         .profile = qt_draw_text("profile"),
         .provenance = qt_draw_text("provenance"),
+        .heuristic_variant = qt_draw_text("heuristic_variant"),
+        .heuristic_config = qt_draw_text("heuristic_config"),
+        .heuristic_us = (double)(qt_draw() % 100000) / 64,
+        .heuristic_spread_us = (double)(qt_draw() % 1000) / 64,
     };
 
     return tuned;
@@ -129,6 +133,10 @@ void qt_assert_same_tuned(const struct qn_tuned *a, const struct qn_tuned *b)
     ck_assert_str_eq(a->toolkit, b->toolkit);
     ck_assert_str_eq(a->profile, b->profile);
     ck_assert_str_eq(a->provenance, b->provenance);
+    ck_assert_str_eq(a->heuristic_variant, b->heuristic_variant);
+    ck_assert_str_eq(a->heuristic_config, b->heuristic_config);
+    ck_assert_double_eq(a->heuristic_us, b->heuristic_us);
+    ck_assert_double_eq(a->heuristic_spread_us, b->heuristic_spread_us);
 }
 
 /* ---- The folder, stores, processes ---- */
@@ -284,16 +292,21 @@ mode_t qt_mode_of(const char *name)
 }
 
 /* Changes the file as another program would. */
-void qt_change(const char *sql)
+void qt_change_file(const char *name, const char *sql)
 {
     sqlite3 *sqlite;
     char *text = NULL;
 
-    ck_assert_int_eq(sqlite3_open(qt_path, &sqlite), SQLITE_OK);
+    ck_assert_int_eq(sqlite3_open(name, &sqlite), SQLITE_OK);
     ck_assert_int_eq(sqlite3_busy_timeout(sqlite, 5000), SQLITE_OK);
     int rc = sqlite3_exec(sqlite, sql, NULL, NULL, &text);
     ck_assert_msg(rc == SQLITE_OK, "%s: %s", sql, text);
     sqlite3_close(sqlite);
+}
+
+void qt_change(const char *sql)
+{
+    qt_change_file(qt_path, sql);
 }
 
 /* A store of `rows` artifacts, closed; the last one is handed back. */

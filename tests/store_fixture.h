@@ -65,6 +65,7 @@ void qt_write_whole(const char *name, const void *bytes, size_t size); /* mode 0
 const char *qt_beside(const char *suffix); /* qt_path + suffix; holds for three more calls */
 int qt_exists(const char *name);
 mode_t qt_mode_of(const char *name);
+void qt_change_file(const char *name, const char *sql);
 void qt_change(const char *sql); /* the store's file, as another program would */
 
 #endif

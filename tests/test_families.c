@@ -180,6 +180,40 @@ START_TEST(a_case_matches_its_reference_twice_in_every_layout)
 }
 END_TEST
 
+static void check_drawing(const char *text)
+{
+    enum { BEHIND = 4096, MOST = 1 << 20 };
+    struct quern_spec spec = common_spec(ctx, text);
+    struct quern_family_description family;
+    quern_family_describe(spec.family, &family);
+    for (int i = 0; i < family.array_count; i++) {
+        struct quern_shape shape;
+        assert_ok(ctx, quern_spec_shape(ctx, &spec, i, &shape));
+        size_t bytes = (size_t)qn_shape_count(&shape) * quern_dtype_bytes(shape.dtype);
+        if (shape.role == QUERN_ABSENT || bytes > MOST)
+            continue;
+        unsigned char *data = malloc(bytes + BEHIND);
+        ck_assert_ptr_nonnull(data);
+        memset(data + bytes, 0xa5, BEHIND);
+        assert_ok(ctx, quern_fill(ctx, &spec, i, seed, data));
+        for (int at = 0; at < BEHIND; at++)
+            ck_assert_msg(data[bytes + (size_t)at] == 0xa5, "%s: %s, %d bytes behind it", text,
+                          family.arrays[i].name, at);
+        free(data);
+    }
+}
+
+/* A tuning draws outputs, too. */
+START_TEST(drawing_any_array_of_a_case_writes_that_array_only)
+{
+    for (int i = 0; i < runnable.count; i++) {
+        char text[256];
+        text_of(&cases[runnable.index[i]], text, sizeof(text));
+        check_drawing(text);
+    }
+}
+END_TEST
+
 /* An infinity or a NaN in an input reaches exactly the outputs that it should. */
 START_TEST(a_case_with_nan_and_infinities_among_its_inputs_matches_its_reference)
 {
@@ -691,6 +725,7 @@ static Suite *suite_make(void)
     tcase_add_test(tcase, legal_specs_of_every_magnitude_are_planned_and_bound);
     tcase_add_loop_test(tcase, a_case_matches_its_reference_twice_in_every_layout, 0,
                         runnable.count);
+    tcase_add_test(tcase, drawing_any_array_of_a_case_writes_that_array_only);
     tcase_add_loop_test(tcase,
                         a_case_with_nan_and_infinities_among_its_inputs_matches_its_reference, 0,
                         runnable.count);

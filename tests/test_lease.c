@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -325,6 +326,80 @@ START_TEST(a_holder_that_was_replaced_leaves_its_successors_lease_alone)
 }
 END_TEST
 
+/* ---- Full disks ---- */
+
+static void limit_files(rlim_t bytes)
+{
+    struct rlimit limit;
+
+    signal(SIGXFSZ, SIG_IGN);
+    ck_assert_int_eq(getrlimit(RLIMIT_FSIZE, &limit), 0);
+    limit.rlim_cur = bytes;
+    ck_assert_int_eq(setrlimit(RLIMIT_FSIZE, &limit), 0);
+}
+
+/* Nobody can store a result: a waiter does its work long before the holder ends. */
+static int is_let_go(struct qn_store *store)
+{
+    double start_s = now_s();
+    struct qn_lease *lease;
+
+    return qn_lease_acquire(store, "work", LONG_S, LONG_S, &lease) == QN_STORE_MISS &&
+           now_s() - start_s < LONG_S / 2;
+}
+
+START_TEST(a_lease_that_a_full_disk_keeps_makes_its_own_process_wait_for_nothing)
+{
+    struct qn_store *store = qt_open_store();
+    struct qn_artifact artifact = qt_draw_artifact(60000);
+    struct qn_lease *lease = acquire(store, "work");
+
+    limit_files(3000);
+    ck_assert_int_eq(qn_artifact_put(store, &artifact), QN_STORE_MISS);
+    qn_lease_release(lease);
+    for (int i = 0; i < 3; i++)
+        ck_assert(is_let_go(store));
+    limit_files(RLIM_INFINITY);
+    qn_lease_release(acquire(store, "other")); /* pays what is owed */
+    qn_lease_release(acquire(store, "work"));
+    ck_assert_int_eq(qn_artifact_put(store, &artifact), QN_STORE_OK);
+
+    lease = acquire(store, "work");
+    limit_files(3000);
+    qn_lease_release(lease); /* owed to the end, and freed */
+    qn_store_close(store);
+    limit_files(RLIM_INFINITY);
+    qn_artifact_fini(&artifact);
+}
+END_TEST
+
+static int wait_on_a_full_disk(int number)
+{
+    struct qn_store *store = qt_open_store();
+
+    (void)number;
+    while (!qt_exists(qt_beside(".held")))
+        qt_sleep_us(1000);
+    limit_files(3000);
+    int is_done = is_let_go(store);
+    qn_store_close(store);
+    return !is_done;
+}
+
+START_TEST(a_waiter_that_cannot_write_does_its_work_at_once)
+{
+    qn_store_close(qt_open_store());
+    pid_t pid = qt_spawn(wait_on_a_full_disk, 0);
+    struct qn_store *store = qt_open_store();
+    struct qn_lease *lease = acquire(store, "work");
+
+    qt_write_whole(qt_beside(".held"), "", 0);
+    ck_assert_int_eq(qt_reap(pid), 0);
+    qn_lease_release(lease);
+    qn_store_close(store);
+}
+END_TEST
+
 static void add_leases(TCase *tcase)
 {
     tcase_add_test(tcase, a_lease_is_held_until_it_is_released);
@@ -340,6 +415,8 @@ static void add_leases(TCase *tcase)
     tcase_add_test(tcase, a_beat_keeps_a_lease_that_would_expire);
     tcase_add_test(tcase, beats_in_quick_succession_write_once);
     tcase_add_test(tcase, a_holder_that_was_replaced_leaves_its_successors_lease_alone);
+    tcase_add_test(tcase, a_lease_that_a_full_disk_keeps_makes_its_own_process_wait_for_nothing);
+    tcase_add_test(tcase, a_waiter_that_cannot_write_does_its_work_at_once);
 }
 
 int main(void)

@@ -7,6 +7,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <quern/tune.h>
+
 #include "common.h"
 #include "jit/build.h"
 #include "kinds.h"
@@ -335,6 +337,12 @@ START_TEST(a_stored_artifact_that_does_not_load_is_made_again)
     first = common_context(&options);
     replace_blob(first);
     quern_context_destroy(first);
+    chmod(cache, 0400); /* where it cannot be deleted it is made again by each process */
+    struct quern_context *reader = common_context(&options);
+    ck_assert_int_eq(kinds_report(kinds_dispatch(reader, "kinds rows=3", NULL)).artifact,
+                     QUERN_FROM_COMPILER);
+    quern_context_destroy(reader);
+    chmod(cache, 0600);
     options.clang = "/nonexistent/clang"; /* nothing to make it again with: it stays */
     check_unloadable(&options);
     options.clang = NULL;
@@ -388,6 +396,210 @@ START_TEST(another_compiler_is_another_artifact_except_to_a_sealed_context_which
 }
 END_TEST
 
+/* ---- Bases --------------------------------------------------------------------------------- */
+
+/* A bundle of one kernel, and the path of a compiler of another version. */
+static char *make_bundle(const char *name)
+{
+    char *bundle = common_scratch_path(name);
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    options.cache = bundle;
+    struct quern_context *first = common_context(&options);
+    kinds_dispatch(first, "kinds rows=3", NULL);
+    quern_context_destroy(first);
+    return bundle;
+}
+
+START_TEST(a_base_serves_a_context_whose_compiler_is_another)
+{
+    char *bundle = make_bundle("shipped/bundle.qdb"), *ran = common_scratch_path("shipped/ran");
+    char *cache = common_scratch_path("shipped/quern.db"), *clang = other_compiler(ran);
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    options.cache = cache;
+    options.base = bundle;
+    options.clang = clang;
+    for (int run = 0; run < 2; run++) {
+        struct quern_context *other = common_context(&options);
+        ck_assert_int_eq(kinds_report(kinds_dispatch(other, "kinds rows=3", NULL)).artifact,
+                         QUERN_FROM_DISK);
+        ck_assert_int_eq(kinds_compiles(other), 0);
+        kinds_dispatch(other, "kinds rows=3 order=down", NULL);
+        ck_assert_int_eq(kinds_compiles(other), 1); /* what it lacks is made, once */
+        quern_context_destroy(other);
+        options.cache = ""; /* and then, with nothing of its own, again */
+    }
+    free(bundle), free(ran), free(cache), free(clang);
+}
+END_TEST
+
+/* Else its row would say that this compiler's kernel takes the time of another's. */
+START_TEST(a_tuning_measures_what_its_own_compiler_makes)
+{
+    char *bundle = make_bundle("measured/bundle.qdb"), *ran = common_scratch_path("measured/ran");
+    char *cache = common_scratch_path("measured/quern.db"), *clang = other_compiler(ran);
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    struct quern_request request = QUERN_REQUEST_INIT;
+    struct quern_tune_options tune = QUERN_TUNE_OPTIONS_INIT;
+    struct quern_tune_result result;
+    options.cache = cache;
+    options.base = bundle;
+    options.clang = clang;
+    struct quern_context *other = common_context(&options);
+    struct quern_spec spec = common_spec(other, "kinds rows=3");
+    kinds_dispatch(other, "kinds rows=3", NULL);
+    ck_assert_int_eq(kinds_compiles(other), 0);
+    request.spec = &spec;
+    tune.max_configs = 1; /* the heuristic's, which the base has */
+    assert_ok(other, quern_tune(other, &request, &tune, &result));
+    ck_assert_int_eq(kinds_compiles(other), 1);
+    quern_context_destroy(other);
+    free(bundle), free(ran), free(cache), free(clang);
+}
+END_TEST
+
+START_TEST(a_base_whose_artifact_does_not_load_costs_one_compilation)
+{
+    char *bundle = make_bundle("broken/bundle.qdb"), *ran = common_scratch_path("broken/ran");
+    char *cache = common_scratch_path("broken/quern.db"), *clang = other_compiler(ran);
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    options.cache = bundle;
+    struct quern_context *first = common_context(&options);
+    replace_blob(first);
+    quern_context_destroy(first);
+    options.cache = cache;
+    options.base = bundle;
+    options.clang = clang;
+    for (int run = 0; run < 2; run++) {
+        struct quern_context *other = common_context(&options);
+        ck_assert_int_eq(kinds_report(kinds_dispatch(other, "kinds rows=3", NULL)).artifact,
+                         run ? QUERN_FROM_DISK : QUERN_FROM_COMPILER);
+        ck_assert_int_eq(kinds_compiles(other), 1);
+        quern_context_destroy(other);
+    }
+    free(bundle), free(ran), free(cache), free(clang);
+}
+END_TEST
+
+START_TEST(sealed_an_older_artifact_serves_where_the_newest_does_not_load)
+{
+    char *bundle = make_bundle("older/bundle.qdb"), *ran = common_scratch_path("older/ran");
+    char *clang = other_compiler(ran);
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    options.cache = bundle;
+    options.clang = clang;
+    struct quern_context *second = common_context(&options);
+    kinds_dispatch(second, "kinds rows=3", NULL);
+    replace_blob(second); /* the newest: the other compiler's */
+    quern_context_destroy(second);
+    options.mode = "sealed";
+    for (int run = 0; run < 2; run++) {
+        struct quern_context *sealed = common_context(&options);
+        ck_assert_int_eq(kinds_report(kinds_dispatch(sealed, "kinds rows=3", NULL)).artifact,
+                         QUERN_FROM_DISK);
+        quern_context_destroy(sealed);
+        options.cache = "";
+        options.base = bundle;
+    }
+    free(bundle), free(ran), free(clang);
+}
+END_TEST
+
+/* A cache that has a winner and no kernel, as one that an update outdated. */
+static char *cache_of_winner(const char *name, const char *text, const char *config)
+{
+    char *cache = common_scratch_path(name);
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    options.cache = cache;
+    struct quern_context *with = common_context(&options);
+    struct quern_spec spec = common_spec(with, text);
+    put_winner(with, &spec, "kinds_cpu", config);
+    quern_context_destroy(with);
+    return cache;
+}
+
+/* In a new context over `base`. */
+static struct quern_report sealed_report(const char *cache, const char *base, const char *text)
+{
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    options.cache = cache;
+    options.base = base;
+    options.mode = "sealed";
+    struct quern_context *sealed = common_context(&options);
+    struct quern_report report = kinds_report(kinds_dispatch(sealed, text, NULL));
+    quern_context_destroy(sealed);
+    return report;
+}
+
+START_TEST(sealed_a_winner_without_a_kernel_gives_way_to_the_next_choice_that_has_one)
+{
+    char *bundle = cache_of_winner("outdated/bundle.qdb", "kinds rows=3", "tile=16,add.unroll=1");
+    char *cache = cache_of_winner("outdated/quern.db", "kinds rows=3", "tile=4,add.unroll=2");
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    options.cache = bundle;
+    struct quern_context *first = common_context(&options);
+    kinds_dispatch(first, "kinds rows=3", NULL);
+    quern_context_destroy(first);
+
+    struct quern_report report = sealed_report(cache, bundle, "kinds rows=3");
+    ck_assert_int_eq(report.config_from, QUERN_CONFIG_TUNED);
+    ck_assert_str_eq(report.config, "tile=16,add.unroll=1");
+    ck_assert_int_eq(report.artifact, QUERN_FROM_DISK);
+
+    char *plain = make_bundle("outdated/plain.qdb"); /* the heuristic's kernel */
+    report = sealed_report(cache, plain, "kinds rows=3");
+    ck_assert_int_eq(report.config_from, QUERN_CONFIG_HEURISTIC);
+
+    options.cache = cache; /* and if nobody has one, what the first choice lacks is named */
+    options.mode = "sealed";
+    struct quern_context *sealed = common_context(&options);
+    struct quern_spec spec = common_spec(sealed, "kinds rows=3");
+    struct quern_kernel *kernel = NULL;
+    assert_refused(sealed, quern_dispatch(sealed, &spec, NULL, &kernel), QUERN_SEALED,
+                   "config kinds_cpu tile=4,add.unroll=2");
+    quern_context_destroy(sealed);
+    free(bundle), free(cache), free(plain);
+}
+END_TEST
+
+START_TEST(a_row_of_the_cache_that_is_not_legal_hides_no_row_of_a_base)
+{
+    char *bundle = cache_of_winner("hidden/bundle.qdb", "kinds rows=3", "tile=16,add.unroll=1");
+    char *cache = cache_of_winner("hidden/quern.db", "kinds rows=3", "height=3");
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    options.cache = cache;
+    options.base = bundle;
+    struct quern_context *with = common_context(&options);
+    struct quern_report report = kinds_report(kinds_dispatch(with, "kinds rows=3", NULL));
+    ck_assert_int_eq(report.config_from, QUERN_CONFIG_TUNED);
+    ck_assert_str_eq(report.config, "tile=16,add.unroll=1");
+    quern_context_destroy(with);
+    free(bundle), free(cache);
+}
+END_TEST
+
+START_TEST(sealed_a_miss_names_the_cache_and_its_bases)
+{
+    char *bundle = make_bundle("named/bundle.qdb"), *cache = common_scratch_path("named/own.db");
+    struct quern_options options = QUERN_OPTIONS_INIT;
+    struct quern_kernel *kernel = NULL;
+    char words[3][4200];
+    options.mode = "sealed";
+    snprintf(words[0], sizeof(words[0]), "is not in cache=%s nor in base=%s", cache, bundle);
+    snprintf(words[1], sizeof(words[1]), "is not in base=%s", bundle);
+    snprintf(words[2], sizeof(words[2]), "is not in the cache (in memory)");
+    for (int i = 0; i < 3; i++) {
+        options.cache = i ? "" : cache;
+        options.base = i < 2 ? bundle : "";
+        struct quern_context *sealed = common_context(&options);
+        struct quern_spec missing = common_spec(sealed, "kinds rows=30 order=down");
+        assert_refused(sealed, quern_dispatch(sealed, &missing, NULL, &kernel), QUERN_SEALED,
+                       words[i]);
+        quern_context_destroy(sealed);
+    }
+    free(bundle), free(cache);
+}
+END_TEST
+
 START_TEST(a_mode_that_does_not_exist_is_refused)
 {
     struct quern_options options = QUERN_OPTIONS_INIT;
@@ -432,6 +644,14 @@ static Suite *suite_make(void)
     tcase_add_test(tcase,
                    another_compiler_is_another_artifact_except_to_a_sealed_context_which_runs_none);
     tcase_add_test(tcase, a_stored_artifact_that_does_not_load_is_made_again);
+    tcase_add_test(tcase, a_base_serves_a_context_whose_compiler_is_another);
+    tcase_add_test(tcase, a_tuning_measures_what_its_own_compiler_makes);
+    tcase_add_test(tcase, a_base_whose_artifact_does_not_load_costs_one_compilation);
+    tcase_add_test(tcase, sealed_an_older_artifact_serves_where_the_newest_does_not_load);
+    tcase_add_test(tcase,
+                   sealed_a_winner_without_a_kernel_gives_way_to_the_next_choice_that_has_one);
+    tcase_add_test(tcase, a_row_of_the_cache_that_is_not_legal_hides_no_row_of_a_base);
+    tcase_add_test(tcase, sealed_a_miss_names_the_cache_and_its_bases);
     tcase_add_test(tcase, a_mode_that_does_not_exist_is_refused);
     tcase_add_test(tcase, a_refused_dispatch_is_tried_again_and_may_then_succeed);
     suite_add_tcase(suite, tcase);

@@ -510,15 +510,41 @@ START_TEST(a_trial_replaces_the_same_candidate_and_no_other)
 }
 END_TEST
 
-START_TEST(misses_are_recorded_once_a_text)
+struct seen_misses {
+    int rows, ends_after;
+    int64_t count;
+    int has_newest_spec;
+};
+
+static int see_miss(void *user, const struct qn_miss *miss)
+{
+    struct seen_misses *seen = user;
+
+    ck_assert_str_eq(miss->family, "gemm");
+    seen->count += miss->count;
+    seen->has_newest_spec |= !strcmp(miss->spec, "gemm m=6");
+    return ++seen->rows == seen->ends_after;
+}
+
+START_TEST(misses_are_recorded_once_a_text_and_read_back)
 {
     struct qn_store *store = qt_open_store();
     char *text = qt_draw_text("text"), *other = qt_draw_text("text");
+    struct seen_misses all = { 0 }, first = { .ends_after = 1 }, none = { 0 };
+
+    ck_assert_int_eq(qn_miss_each(store, see_miss, &none), QN_STORE_OK);
+    ck_assert_int_eq(none.rows, 0);
 
     ck_assert_int_eq(qn_miss_put(store, text, "gemm m=5", "gemm"), QN_STORE_OK);
     ck_assert_int_eq(qn_miss_put(store, text, "gemm m=6", "gemm"), QN_STORE_OK);
     ck_assert_int_eq(qn_miss_put(store, other, "gemm m=99", "gemm"), QN_STORE_OK);
     ck_assert_int_eq(qt_counters_of(store).misses_recorded, 2);
+    ck_assert_int_eq(qn_miss_each(store, see_miss, &all), QN_STORE_OK);
+    ck_assert_int_eq(all.rows, 2);
+    ck_assert_int_eq(all.count, 3);
+    ck_assert(all.has_newest_spec);
+    ck_assert_int_eq(qn_miss_each(store, see_miss, &first), QN_STORE_OK);
+    ck_assert_int_eq(first.rows, 1);
     qn_store_close(store);
     free(text);
     free(other);
@@ -541,6 +567,72 @@ START_TEST(meta_gives_back_the_last_value)
     qn_store_close(store);
     free(value);
     free(text);
+}
+END_TEST
+
+/* ---- Manifest ---- */
+
+static struct qn_manifest draw_manifest(const char *model)
+{
+    struct qn_manifest row = { .target = qt_draw_text("target"), .model = strdup(model) };
+    char *text = qt_draw_text("key");
+
+    qn_key_hex(text, strlen(text), row.key);
+    free(text);
+    row.rank = strdup("tp=8 ep=1");
+    row.where = strdup("decode");
+    row.spec = qt_draw_text("spec");
+    row.kind = strdup("built");
+    row.toolkit = qt_draw_text("toolkit");
+    row.created = (int64_t)(qt_draw() >> 24);
+    return row;
+}
+
+struct seen_manifest {
+    const struct qn_manifest *rows;
+    int count, most;
+};
+
+static int see_manifest(void *user, const struct qn_manifest *row)
+{
+    struct seen_manifest *seen = user;
+    const struct qn_manifest *wanted = &seen->rows[seen->count++];
+
+    ck_assert_str_eq(row->key, wanted->key);
+    ck_assert_str_eq(row->target, wanted->target);
+    ck_assert_str_eq(row->model, wanted->model);
+    ck_assert_str_eq(row->rank, wanted->rank);
+    ck_assert_str_eq(row->where, wanted->where);
+    ck_assert_str_eq(row->spec, wanted->spec);
+    ck_assert_str_eq(row->kind, wanted->kind);
+    ck_assert_str_eq(row->toolkit, wanted->toolkit);
+    ck_assert_int_eq(row->created, wanted->created);
+    return seen->count == seen->most;
+}
+
+START_TEST(the_manifest_gives_back_its_rows_by_model_and_replaces_the_same_one)
+{
+    static const char *const models[] = { "a", "b", "c" };
+    struct qn_manifest rows[3];
+    struct qn_store *store = qt_open_store();
+
+    for (int i = 0; i < 3; i++)
+        rows[i] = draw_manifest(models[i]);
+    for (int i = 2; i >= 0; i--)
+        ck_assert_int_eq(qn_manifest_put(store, &rows[i]), QN_STORE_OK);
+    strcpy(rows[1].kind, "tuned");
+    ck_assert_int_eq(qn_manifest_put(store, &rows[1]), QN_STORE_OK);
+    qn_store_close(store);
+    store = qt_open_store();
+    struct seen_manifest seen = { rows, 0, 0 };
+    ck_assert_int_eq(qn_manifest_each(store, see_manifest, &seen), QN_STORE_OK);
+    ck_assert_int_eq(seen.count, 3);
+    seen = (struct seen_manifest){ rows, 0, 2 };
+    ck_assert_int_eq(qn_manifest_each(store, see_manifest, &seen), QN_STORE_OK);
+    ck_assert_int_eq(seen.count, 2);
+    qn_store_close(store);
+    for (int i = 0; i < 3; i++)
+        qn_manifest_fini(&rows[i]);
 }
 END_TEST
 
@@ -647,8 +739,9 @@ static void add_rows(TCase *tcase)
     tcase_add_test(tcase, a_tuned_row_under_the_wrong_key_is_set_aside);
     tcase_add_test(tcase, the_trials_of_a_killed_sweep_are_all_there);
     tcase_add_test(tcase, a_trial_replaces_the_same_candidate_and_no_other);
-    tcase_add_test(tcase, misses_are_recorded_once_a_text);
+    tcase_add_test(tcase, misses_are_recorded_once_a_text_and_read_back);
     tcase_add_test(tcase, meta_gives_back_the_last_value);
+    tcase_add_test(tcase, the_manifest_gives_back_its_rows_by_model_and_replaces_the_same_one);
     tcase_add_test(tcase, threads_share_one_store_on_disk_and_in_memory);
     tcase_add_test(tcase, a_forked_child_gets_misses_and_harms_nothing);
     tcase_add_test(tcase, a_second_store_in_the_process_leaves_the_first_ones_locks);

@@ -176,6 +176,9 @@ START_TEST(a_read_only_store_keeps_what_does_not_load_and_says_so)
     ck_assert_int_eq(log.warnings, 2);
     ck_assert_ptr_nonnull(strstr(log.last, "could not be loaded"));
     ck_assert_int_eq(qt_counters_of(store).damaged, 1);
+    qt_assert_missed(store, &artifact); /* not to fail once more in this process */
+    qn_store_close(store);
+    store = qt_open_store();
     qt_assert_found(store, &artifact);
     qn_store_close(store);
     qn_artifact_fini(&found);

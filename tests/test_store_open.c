@@ -152,8 +152,84 @@ START_TEST(a_newer_schema_is_refused_and_kept)
     qn_store_close(qt_open_store());
     snprintf(sql, sizeof sql, "PRAGMA user_version = %d", QN_STORE_SCHEMA + 1);
     qt_change(sql);
-    assert_refused(qt_path, "schema=2; allowed: 1");
+    assert_refused(qt_path, "schema=3; allowed: 2");
     ck_assert(!qt_exists(qt_beside("-wal")));
+}
+END_TEST
+
+/* What version 1 had: no manifest, and fewer columns. */
+static struct qn_artifact make_version_1(void)
+{
+    struct qn_artifact artifact = qt_make_store(3, 100);
+
+    qt_change("DROP TABLE manifest; ALTER TABLE artifact DROP COLUMN source_bytes; "
+              "ALTER TABLE tuned DROP COLUMN heuristic_variant; "
+              "ALTER TABLE tuned DROP COLUMN heuristic_config; "
+              "ALTER TABLE tuned DROP COLUMN heuristic_us; "
+              "ALTER TABLE tuned DROP COLUMN heuristic_spread_us; "
+              "PRAGMA user_version = 1;");
+    return artifact;
+}
+
+static int see_nothing(void *user, const struct qn_manifest *row)
+{
+    (void)user;
+    ck_abort_msg("a row of %s", row->model);
+}
+
+START_TEST(a_file_of_version_1_is_brought_up_to_date_and_keeps_its_rows)
+{
+    struct qn_artifact artifact = make_version_1();
+
+    for (int i = 0; i < 2; i++) {
+        struct qn_store *store = qt_open_store();
+        qt_assert_found(store, &artifact);
+        ck_assert_int_eq(qn_manifest_each(store, see_nothing, NULL), QN_STORE_OK);
+        ck_assert_int_eq(qt_counters_of(store).errors, 0);
+        qn_store_close(store);
+    }
+    qn_artifact_fini(&artifact);
+}
+END_TEST
+
+START_TEST(eight_processes_bring_one_file_up_to_date)
+{
+    struct qn_artifact artifact = make_version_1();
+    struct qn_store *store;
+
+    qt_run_processes(qt_open_and_put);
+    store = qt_open_store();
+    qt_assert_found(store, &artifact);
+    ck_assert_int_eq(qt_counters_of(store).artifacts, 3 + QT_PROCESSES);
+    qn_store_close(store);
+    qn_artifact_fini(&artifact);
+}
+END_TEST
+
+/* An older quern reads the header, not the -wal, and must not take this file for one of its own. */
+START_TEST(the_header_tells_the_new_version_while_the_file_is_open)
+{
+    struct qn_artifact artifact = make_version_1();
+    struct qn_store *store = qt_open_store();
+    size_t size;
+
+    char *bytes = qt_read_whole(qt_path, &size);
+    ck_assert_uint_gt(size, 100);
+    ck_assert_int_eq(bytes[63], QN_STORE_SCHEMA); /* user_version, its last byte */
+    free(bytes);
+    qt_assert_found(store, &artifact);
+    qn_store_close(store);
+    qn_artifact_fini(&artifact);
+}
+END_TEST
+
+START_TEST(a_file_of_version_1_that_may_not_be_written_is_refused)
+{
+    struct qn_artifact artifact = make_version_1();
+
+    ck_assert_int_eq(chmod(qt_path, 0400), 0);
+    assert_refused(qt_path, "an older quern (schema=1; allowed: 2)");
+    qn_artifact_fini(&artifact);
 }
 END_TEST
 
@@ -417,6 +493,7 @@ static void assert_reads_and_drops_writes(const struct qn_artifact *artifact)
     qt_assert_found(store, artifact);
     ck_assert_int_eq(qn_artifact_put(store, &other), QN_STORE_MISS);
     ck_assert_int_eq(qn_meta_put(store, "name", "value"), QN_STORE_MISS);
+    ck_assert_int_eq(qn_store_sync(store), QN_STORE_MISS);
     ck_assert_int_eq(qn_lease_acquire(store, "name", 100, 100, &lease), QN_STORE_MISS);
     qt_assert_missed(store, &other);
     ck_assert_int_eq(qt_counters_of(store).errors, 3);
@@ -610,6 +687,10 @@ static void add_opening(TCase *tcase)
     tcase_add_test(tcase, a_file_that_is_not_a_database_is_refused_and_kept);
     tcase_add_test(tcase, another_programs_database_is_refused_and_kept);
     tcase_add_test(tcase, a_newer_schema_is_refused_and_kept);
+    tcase_add_test(tcase, a_file_of_version_1_is_brought_up_to_date_and_keeps_its_rows);
+    tcase_add_test(tcase, eight_processes_bring_one_file_up_to_date);
+    tcase_add_test(tcase, the_header_tells_the_new_version_while_the_file_is_open);
+    tcase_add_test(tcase, a_file_of_version_1_that_may_not_be_written_is_refused);
     tcase_add_test(tcase, a_file_that_others_may_write_is_refused);
     tcase_add_test(tcase, another_users_file_is_refused);
     tcase_add_test(tcase, a_folder_that_others_may_write_is_refused);

@@ -741,7 +741,48 @@ START_TEST(max_configs_and_progress_end_the_search)
 }
 END_TEST
 
-START_TEST(a_reused_winner_that_is_the_default_gains_nothing)
+START_TEST(a_search_that_was_cut_short_serves_and_is_gone_on_with)
+{
+    struct tuning tuning;
+    struct qn_tuned row;
+    char *text, *group;
+    tuning_open(&tuning, NULL, "mill m=16");
+    tuning.trials.stop_after = 3;
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_int_eq(tuning.result.candidates, 3);
+    tuning_key(&tuning, &text, &group);
+    ck_assert_int_eq(qn_tuned_find(tuning.ctx->store, text, &row), QN_STORE_OK);
+    ck_assert_msg(strstr(row.provenance, ", stopped after 3 of "), "%s", row.provenance);
+    qn_tuned_fini(&row);
+
+    for (int i = 0; i < 2; i++) { /* nothing new: the winner of the longer search stays */
+        tuning.trials.stop_after = i ? 0 : 2;
+        tuning.options.max_configs = i ? 1 : 0;
+        assert_ok(tuning.ctx, tune(&tuning));
+        ck_assert_int_eq(tuning.result.is_reused, 1);
+        ck_assert_int_eq(qn_tuned_find(tuning.ctx->store, text, &row), QN_STORE_OK);
+        ck_assert_int_eq(row.generation, 1);
+        qn_tuned_fini(&row);
+    }
+    tuning.options.max_configs = 0;
+
+    tuning.trials.stop_after = 0;
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_int_eq(tuning.result.is_reused, 0);
+    ck_assert_int_gt(tuning.result.candidates, 3);
+    ck_assert_int_eq(qn_tuned_find(tuning.ctx->store, text, &row), QN_STORE_OK);
+    ck_assert_int_eq(row.generation, 2);
+    ck_assert_ptr_null(strstr(row.provenance, "stopped"));
+    qn_tuned_fini(&row);
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_int_eq(tuning.result.is_reused, 1);
+    free(text);
+    free(group);
+    tuning_close(&tuning);
+}
+END_TEST
+
+START_TEST(a_reused_winner_comes_with_the_heuristic_of_its_own_tuning)
 {
     struct tuning tuning;
     struct qn_tuned row;
@@ -751,17 +792,27 @@ START_TEST(a_reused_winner_that_is_the_default_gains_nothing)
     assert_ok(tuning.ctx, tune(&tuning));
     ck_assert_double_eq(tuning.result.speedup, 1);
 
-    /* As where the final measurement differs from the trial's. */
+    /* Trials say nothing of it: theirs are times of another round. */
     tuning_key(&tuning, &text, &group);
     ck_assert_int_eq(qn_tuned_find(tuning.ctx->store, text, &row), QN_STORE_OK);
     row.generation++;
+    ck_assert_str_eq(row.heuristic_variant, row.variant);
+    ck_assert_str_eq(row.heuristic_config, row.config);
+    ck_assert_double_eq(row.heuristic_us, row.time_us);
+    row.heuristic_us *= 3;
     row.time_us *= 2;
     ck_assert_int_eq(qn_tuned_put(tuning.ctx->store, &row, NULL), QN_STORE_OK);
     assert_ok(tuning.ctx, tune(&tuning));
     ck_assert_int_eq(tuning.result.is_reused, 1);
     ck_assert_double_eq(tuning.result.best.time_us, row.time_us);
-    ck_assert_double_eq(tuning.result.heuristic.time_us, row.time_us);
-    ck_assert_double_eq(tuning.result.speedup, 1);
+    ck_assert_double_eq(tuning.result.heuristic.time_us, row.heuristic_us);
+    ck_assert_double_eq_tol(tuning.result.speedup, 1.5, 1e-9);
+
+    row.generation++;
+    row.heuristic_us = 0; /* not known */
+    ck_assert_int_eq(qn_tuned_put(tuning.ctx->store, &row, NULL), QN_STORE_OK);
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_double_eq(tuning.result.speedup, 0);
     qn_tuned_fini(&row);
     free(text);
     free(group);
@@ -834,8 +885,8 @@ static int die_at_sixth(void *user, const struct quern_tune_progress *progress)
     return 0;
 }
 
-/* What `test_tune --die FILE` does: no test runs there, so nothing of Check's may be called. */
-static int tune_and_die(const char *path)
+/* What `test_tune --die FILE SPEC` does: no test runs there, so nothing of Check may be called. */
+static int tune_and_die(const char *path, const char *text)
 {
     struct quern_options options = file_options(path);
     struct quern_request request = QUERN_REQUEST_INIT;
@@ -851,7 +902,7 @@ static int tune_and_die(const char *path)
     if (!status)
         status = quern_family_register(ctx, &mill_family);
     if (!status)
-        status = quern_spec_parse(ctx, "mill m=16 menu=1", &spec);
+        status = quern_spec_parse(ctx, text, &spec);
     if (!status)
         status = quern_tune(ctx, &request, &tune_options, &result);
     fprintf(stderr, "%s\n", quern_errmsg(ctx));
@@ -922,19 +973,25 @@ START_TEST(when_nothing_passes_the_reason_is_the_defaults_and_all_is_tried_again
 }
 END_TEST
 
-START_TEST(a_killed_tuning_resumes_where_it_stopped)
+/* A cache that a killed process left its trials of the spec in. */
+static void kill_tuning(char *path, char *spec)
 {
-    char *path = common_scratch_path("killed/quern.db");
-    char *const arguments[] = { "test_tune", "--die", path, NULL };
-    struct quern_options options = file_options(path);
-    struct tuning tuning;
-    struct kept kept = { 0 };
-    char *text, *group;
+    char *const arguments[] = { "test_tune", "--die", path, spec, NULL };
     pid_t child;
     int code;
     ck_assert(!posix_spawn(&child, "/proc/self/exe", NULL, NULL, arguments, environ));
     ck_assert_int_eq(waitpid(child, &code, 0), child);
     ck_assert(WIFSIGNALED(code) && WTERMSIG(code) == SIGKILL);
+}
+
+START_TEST(a_killed_tuning_resumes_where_it_stopped)
+{
+    char *path = common_scratch_path("killed/quern.db");
+    struct quern_options options = file_options(path);
+    struct tuning tuning;
+    struct kept kept = { 0 };
+    char *text, *group;
+    kill_tuning(path, "mill m=16 menu=1");
 
     tuning_open(&tuning, &options, "mill m=16 menu=1");
     tuning_key(&tuning, &text, &group);
@@ -957,17 +1014,41 @@ START_TEST(a_killed_tuning_resumes_where_it_stopped)
 }
 END_TEST
 
+START_TEST(a_resumed_tuning_that_is_stopped_believes_no_old_time)
+{
+    char *path = common_scratch_path("stopped/quern.db");
+    struct quern_options options = file_options(path);
+    struct tuning tuning;
+    char *text, *group;
+    kill_tuning(path, "mill m=16 menu=2");
+
+    tuning_open(&tuning, &options, "mill m=16 menu=2");
+    tuning_key(&tuning, &text, &group);
+    trial_mark(tuning.ctx, text, "kind=0,work=100003", "ok"); /* 1 us: it takes far more */
+    tuning.trials.stop_after = 6;
+    assert_ok(tuning.ctx, tune(&tuning));
+    ck_assert_int_eq(tuning.result.candidates, 6);
+    ck_assert_str_eq(tuning.result.best.config, "kind=0,work=20000");
+    ck_assert_double_eq(tuning.result.speedup, 1);
+    free(text);
+    free(group);
+    free(path);
+    tuning_close(&tuning);
+}
+END_TEST
+
 int main(int argc, char **argv)
 {
-    if (argc == 3 && !strcmp(argv[1], "--die"))
-        return tune_and_die(argv[2]);
+    if (argc == 4 && !strcmp(argv[1], "--die"))
+        return tune_and_die(argv[2], argv[3]);
     Suite *suite = suite_create("tune");
     TCase *tests = tcase_create("tune");
     tcase_set_timeout(tests, 120);
     tcase_add_test(tests, the_fastest_right_config_wins_and_serves_the_next_call);
     tcase_add_test(tests, slow_candidates_drop_out_early);
     tcase_add_test(tests, a_stored_winner_is_reused_and_force_makes_a_new_generation);
-    tcase_add_test(tests, a_reused_winner_that_is_the_default_gains_nothing);
+    tcase_add_test(tests, a_search_that_was_cut_short_serves_and_is_gone_on_with);
+    tcase_add_test(tests, a_reused_winner_comes_with_the_heuristic_of_its_own_tuning);
     tcase_add_test(tests, two_tunings_give_one_winner_and_neighbours_seed_the_search);
     tcase_add_test(tests, of_two_that_tune_at_once_one_works_and_both_have_its_winner);
     tcase_add_test(tests, a_winner_that_the_cache_cannot_take_serves_its_context);
@@ -989,6 +1070,7 @@ int main(int argc, char **argv)
     tcase_add_test(tests, illegal_requests_are_refused_by_name);
     tcase_add_test(tests, times_taken_here_are_not_stored_under_another_devices_name);
     tcase_add_test(tests, a_killed_tuning_resumes_where_it_stopped);
+    tcase_add_test(tests, a_resumed_tuning_that_is_stopped_believes_no_old_time);
     suite_add_tcase(suite, tests);
     return common_main(suite);
 }
